@@ -1,0 +1,10 @@
+//! cadscope's user side: from processes that map CAD libraries to operations, metrics and waterfalls.
+//!
+//! The modules stand in the order in which the data flows; a module imports only from those before it.
+//!
+//! ```text
+//! discover ─Worker→ identify ─Build→ resolve ─Sites→ attach ─links→ [kernel: pair] ─bytes→ receive ─Operation→ export, view
+//! ```
+
+pub mod catalog;
+pub mod resolve;

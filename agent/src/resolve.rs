@@ -1,0 +1,107 @@
+//! Turns the bytes of an ELF file into sites: where to probe so that every call's begin and end is seen.
+//!
+//! Pure: bytes in, values out; no I/O, no clock. Whatever the bytes are, the answer is a value, in bounded time.
+
+use cadscope_common::cookie::{Base, Edge};
+
+/// An offset into a file, in bytes: what a uprobe is placed by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FileOffset(pub u64);
+
+/// A virtual address as the ELF file states it, before relocation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Vaddr(pub u64);
+
+/// How the kernel runs the probed instruction, which decides what a hit costs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SiteClass {
+    /// It emulates it: about half a microsecond in a VM.
+    Emulated,
+    /// It single-steps a copy of it: about ten microseconds in a VM.
+    SingleStep,
+}
+
+/// One place to probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Site {
+    /// Where.
+    pub offset: FileOffset,
+    /// The same place as the ELF file addresses it.
+    pub vaddr: Vaddr,
+    /// What it marks.
+    pub edge: Edge,
+    /// Register that the slot is counted from.
+    pub base: Base,
+    /// Bytes from that register to the slot (the address of the return address).
+    pub distance: i32,
+    /// x86 encoding of the register that holds the return value here;
+    /// [`cadscope_common::cookie::RETURN_NOT_FINAL`] if it is not final.
+    pub return_register: u8,
+    /// What a hit costs.
+    pub class: SiteClass,
+}
+
+/// What a function's exit is made of, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// A `ret` (marked there or at an emulated instruction that always leads to it).
+    Return,
+    /// A tail call that ends the operation at the jump: the callee, named if known, is not part of it.
+    TailCall(Option<String>),
+    /// A tail call into the function that does the work; the operation ends where that one returns.
+    Followed(String),
+}
+
+/// All sites of one function.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sites {
+    /// The entry.
+    pub entry: Site,
+    /// Every way out, with what it is.
+    pub exits: Vec<(Site, Exit)>,
+    /// Some exit is followed into another function: the frame's slot is kept across the jump.
+    pub tail_calls: bool,
+}
+
+/// Why a function of this file cannot be observed correctly.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unplaceable {
+    /// The file does not define the symbol.
+    #[error("not in this file")]
+    Absent,
+    /// The symbol is there but is no function with code.
+    #[error("symbol is not a function with code")]
+    NotCode,
+    /// No .eh_frame entry starts at the function.
+    #[error("no frame description starts at the function")]
+    NoFrame,
+    /// An instruction could not be decoded.
+    #[error("instruction at {0:#x} cannot be decoded")]
+    Undecodable(u64),
+    /// A jump through a register or memory that is neither a jump table nor provably a tail call.
+    #[error("indirect jump at {0:#x} is neither a known jump table nor a tail call")]
+    IndirectJump(u64),
+    /// The work is done by a function of another file, which the jump at this address goes to.
+    #[error("its work is done by {0}, in another file")]
+    WorkElsewhere(String),
+    /// The function has no exit.
+    #[error("it has no exit")]
+    NoExit,
+    /// The distance from stack pointer to frame is not known where a probe must be.
+    #[error("frame distance unknown at {0:#x}")]
+    NoDistance(u64),
+    /// Larger than what is looked at.
+    #[error("function of {0} bytes is too large")]
+    TooLarge(u64),
+}
+
+/// Why a file as a whole cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unreadable {
+    /// Not an ELF file of this machine (64-bit little-endian x86-64, shared object or executable).
+    #[error("not an x86-64 ELF file: {0}")]
+    NotElf(String),
+    /// A table lies outside the file or contradicts another.
+    #[error("damaged ELF file: {0}")]
+    Damaged(String),
+}

@@ -1,0 +1,100 @@
+//! What the agent tells the BPF programs once, before they are loaded, and what they count.
+//!
+//! The kernel's structures differ from build to build; their offsets are taken from its BTF by the agent and reach
+//! the programs as constants, so that the verifier sees them as such.
+
+/// Byte offsets into kernel structures, from BTF.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct KernelOffsets {
+    /// `vm_area_struct::vm_start`.
+    pub vma_start: u32,
+    /// `vm_area_struct::vm_end`.
+    pub vma_end: u32,
+    /// `vm_area_struct::vm_flags`.
+    pub vma_flags: u32,
+    /// `vm_area_struct::vm_file`.
+    pub vma_file: u32,
+    /// `file::f_inode`.
+    pub file_inode: u32,
+    /// `file::f_path.dentry`.
+    pub file_dentry: u32,
+    /// `dentry::d_name.name`.
+    pub dentry_name: u32,
+    /// `inode::i_ino`.
+    pub inode_number: u32,
+    /// `inode::i_generation`.
+    pub inode_generation: u32,
+    /// `inode::i_sb`.
+    pub inode_super_block: u32,
+    /// `super_block::s_dev`.
+    pub super_block_device: u32,
+    /// `task_struct::group_leader`.
+    pub task_group_leader: u32,
+    /// `task_struct::start_boottime`.
+    pub task_start_boottime: u32,
+    /// `task_struct::exit_code`.
+    pub task_exit_code: u32,
+    /// `task_struct::signal`.
+    pub task_signal: u32,
+    /// `task_struct::pid`.
+    pub task_pid: u32,
+    /// `task_struct::tgid`.
+    pub task_tgid: u32,
+    /// `task_struct::thread.fsbase`.
+    pub task_fsbase: u32,
+    /// `signal_struct::live`.
+    pub signal_live: u32,
+    /// `signal_struct::group_exit_code`.
+    pub signal_group_exit_code: u32,
+}
+
+/// What the programs are to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Settings {
+    /// Where the kernel keeps what they read.
+    pub offsets: KernelOffsets,
+    /// Process id of the agent, whose own mappings are answered through `OWN_MAPPING`.
+    pub agent_pid: u32,
+    /// 1 = only processes in `TARGETS` and their descendants are observed.
+    pub only_targets: u32,
+    /// 1 = the programs may sleep: memory that is not resident is paged in.
+    pub may_fault: u32,
+    /// Zero.
+    pub padding: u32,
+}
+
+/// Index of a counter in the per-CPU `COUNTERS` map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum Counter {
+    /// Function entries seen.
+    Entered = 0,
+    /// Operations sent.
+    Sent = 1,
+    /// Operations not sent because the ring buffer was full.
+    LostOperation = 2,
+    /// Other records not sent because the ring buffer was full.
+    LostRecord = 3,
+    /// Entries not tracked because too many operations were open on the thread.
+    TooDeep = 4,
+    /// Entries not tracked because the thread map was full.
+    TooManyThreads = 5,
+    /// Returns of a call that was entered before the probe was there (or in the parent of a fork).
+    ReturnWithoutEntry = 6,
+    /// Operations shorter than their probe's minimum.
+    TooShort = 7,
+    /// Fetches that could not be read.
+    Unread = 8,
+    /// Operations ended because their frame was found abandoned, with no exception or jump seen.
+    Abandoned = 9,
+    /// Operations whose record did not fit a map and went without their values.
+    NoCapture = 10,
+}
+
+/// Number of counters.
+pub const COUNTERS: u32 = 11;
+
+/// Operations that can be open on one thread at once; a power of two.
+pub const MAX_DEPTH: usize = 64;

@@ -1,0 +1,1 @@
+//! Harness for the tests that need root: builds the torture worker, runs cadscope, reads its answers.

@@ -1,0 +1,2 @@
+//! Every developer command of cadscope. `cargo xtask --help` lists them.
+fn main() {}
