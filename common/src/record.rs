@@ -101,7 +101,7 @@ pub struct Operation {
 }
 
 /// Bytes of an [`Operation`] record before its text.
-pub const OPERATION_HEAD_BYTES: usize = 80 + 8 * WORDS;
+pub const OPERATION_HEAD_BYTES: usize = 72 + 8 * WORDS;
 
 /// Bytes of a C++ type name kept.
 pub const TYPE_NAME_BYTES: usize = 128;
