@@ -7,4 +7,5 @@
 //! ```
 
 pub mod catalog;
+pub mod operation;
 pub mod resolve;

@@ -1,0 +1,85 @@
+//! The values that flow out of the kernel's records: workers, and the operations they did.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use cadscope_common::record::ProcessKey;
+
+use crate::catalog::Probe;
+
+/// How an operation went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Outcome {
+    /// It returned and reported success, or nothing.
+    Ok,
+    /// It failed natively: return value, `IsDone()` false, a jump out of it.
+    Error,
+    /// A C++ exception left it.
+    Exception,
+    /// Its thread or process ended inside it.
+    Killed,
+}
+
+impl Outcome {
+    /// As labels and JSON have it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Error => "error",
+            Self::Exception => "exception",
+            Self::Killed => "killed",
+        }
+    }
+}
+
+/// A value read from a worker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Value {
+    /// An integer, already extended by its kind.
+    Int(i64),
+    /// A text, valid UTF-8 (invalid bytes replaced), class names demangled.
+    Text(Arc<str>),
+}
+
+/// One finished call. `(process, tid, start_ns)` names it.
+#[derive(Clone, Debug)]
+pub struct Operation {
+    /// The probe it was seen by.
+    pub probe: Arc<Probe>,
+    /// The worker.
+    pub worker: Arc<Worker>,
+    /// The thread.
+    pub tid: u32,
+    /// Operations open around it.
+    pub depth: u32,
+    /// Begin, nanoseconds of CLOCK_MONOTONIC.
+    pub start_ns: u64,
+    /// End, the same clock.
+    pub end_ns: u64,
+    /// Begin of the operation around it on the same thread.
+    pub parent_start_ns: Option<u64>,
+    /// How it went.
+    pub outcome: Outcome,
+    /// `return`, `exception`, `jump`, `thread_exit`, `process_exit`, `signal`, `exec`.
+    pub ended_by: &'static str,
+    /// Demangled type of the exception that left it.
+    pub exception: Option<Arc<str>>,
+    /// Signal that ended its process.
+    pub signal: Option<u8>,
+    /// What the probe read, by value name; a value that could not be read is absent.
+    pub values: BTreeMap<String, Value>,
+}
+
+/// A process that maps a catalogued library.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Worker {
+    /// Which process.
+    pub process: ProcessKey,
+    /// File name of its program.
+    pub program: String,
+    /// `""` where there is no FreeCAD or its version is not known.
+    pub freecad_version: String,
+    /// `""` where OCCT's version is not known.
+    pub occt_version: String,
+}
