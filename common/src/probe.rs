@@ -84,6 +84,8 @@ pub mod flags {
     pub const TAIL_CALLS: u32 = 1;
     /// The slot is in use by this agent.
     pub const LIVE: u32 = 2;
+    /// From this bit on: bytes of text that a record of this probe has.
+    pub const TEXT_LEN_SHIFT: u32 = 16;
 }
 
 /// Everything the kernel knows about one probe.

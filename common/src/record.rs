@@ -64,7 +64,7 @@ pub struct FileKey {
     pub generation: u32,
 }
 
-/// Head of an operation; `(tid, start_ns)` names it.
+/// A call that ended; `(tid, start_ns)` names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Operation {

@@ -47,7 +47,41 @@ pub struct KernelOffsets {
     pub signal_live: u32,
     /// `signal_struct::group_exit_code`.
     pub signal_group_exit_code: u32,
+    /// `signal_struct::flags`.
+    pub signal_flags: u32,
 }
+
+/// Fields of [`KernelOffsets`].
+pub const KERNEL_OFFSETS: usize = 21;
+
+impl KernelOffsets {
+    /// All zero, for a static.
+    pub const ZERO: Self = Self {
+        vma_start: 0,
+        vma_end: 0,
+        vma_flags: 0,
+        vma_file: 0,
+        file_inode: 0,
+        file_dentry: 0,
+        dentry_name: 0,
+        inode_number: 0,
+        inode_generation: 0,
+        inode_super_block: 0,
+        super_block_device: 0,
+        task_group_leader: 0,
+        task_start_boottime: 0,
+        task_exit_code: 0,
+        task_signal: 0,
+        task_pid: 0,
+        task_tgid: 0,
+        task_fsbase: 0,
+        signal_live: 0,
+        signal_group_exit_code: 0,
+        signal_flags: 0,
+    };
+}
+
+const _: () = assert!(size_of::<KernelOffsets>() == 4 * KERNEL_OFFSETS);
 
 /// What the programs are to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -61,8 +95,18 @@ pub struct Settings {
     pub only_targets: u32,
     /// 1 = the programs may sleep: memory that is not resident is paged in.
     pub may_fault: u32,
-    /// Zero.
-    pub padding: u32,
+}
+
+const _: () = assert!(size_of::<Settings>() == size_of::<KernelOffsets>() + 12);
+
+/// What the agent has said of a file, as the `FILES` map has it.
+pub mod file_state {
+    /// Told to the agent, which has not answered yet.
+    pub const REPORTED: u32 = 0;
+    /// Nothing to probe in it: its mappings are not reported.
+    pub const PLAIN: u32 = 1;
+    /// It holds probes: every process that maps it is a worker.
+    pub const PROBED: u32 = 2;
 }
 
 /// Index of a counter in the per-CPU `COUNTERS` map.
