@@ -1,0 +1,205 @@
+//! Turns what is installed into the toolchain that compiles the kernel side, or into one message that says what is
+//! missing and how to get it.
+//!
+//! Shared by `agent/build.rs`, which compiles with it, and by `xtask`, which installs it. Two compilers will do,
+//! because both can build `core` for a target that has none: a rustup nightly with `rust-src`, and Debian's
+//! `rustc-web` with `rust-web-src`. Neither is ever chosen half-installed.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::{env, fs};
+
+/// Where Debian's compiler is, whatever PATH puts before it.
+const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
+const DEBIAN_CARGO: &str = "/usr/bin/cargo";
+
+/// Variables of the surrounding cargo that would send the inner one to the wrong compiler, flags or directory.
+const INHERITED: [&str; 14] = [
+    "CARGO",
+    "CARGO_BUILD_RUSTFLAGS",
+    "CARGO_BUILD_TARGET",
+    "CARGO_BUILD_TARGET_DIR",
+    "CARGO_ENCODED_RUSTFLAGS",
+    "CARGO_MAKEFLAGS",
+    "CARGO_TARGET_DIR",
+    "CLIPPY_ARGS",
+    "RUSTC",
+    "RUSTC_WORKSPACE_WRAPPER",
+    "RUSTC_WRAPPER",
+    "RUSTDOC",
+    "RUSTFLAGS",
+    "RUSTUP_TOOLCHAIN",
+];
+
+/// A compiler that can build `core` from source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Compiler {
+    /// `rustup run nightly`, with the component `rust-src`.
+    Nightly,
+    /// Debian's packages, allowed to use unstable options.
+    Debian,
+}
+
+impl Compiler {
+    /// The compiler that is complete, nightly first; otherwise what each of the two lacks, one line each.
+    pub(crate) fn find() -> Result<Self, [String; 2]> {
+        let nightly = match sysroot(Command::new("rustup").args(["run", "nightly", "rustc"])) {
+            None => "nightly: not installed with rustup".to_owned(),
+            Some(root) if has_library_source(&root) => return Ok(Self::Nightly),
+            Some(_) => "nightly: installed, but without the component rust-src".to_owned(),
+        };
+        let debian = match sysroot(&mut Command::new(DEBIAN_RUSTC)) {
+            None => format!("Debian: no {DEBIAN_RUSTC}"),
+            Some(root) if !has_library_source(&root) => "Debian: rustc without library source".to_owned(),
+            Some(_) if !Path::new(DEBIAN_CARGO).exists() => format!("Debian: no {DEBIAN_CARGO}"),
+            Some(_) => return Ok(Self::Debian),
+        };
+        Err([nightly, debian])
+    }
+
+    /// As people call it.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Nightly => "rustup nightly with rust-src",
+            Self::Debian => "Debian's rustc with library source",
+        }
+    }
+
+    /// Its cargo, with nothing inherited from the cargo around us.
+    fn cargo(self) -> Command {
+        let mut cargo = match self {
+            Self::Nightly => {
+                let mut rustup = Command::new("rustup");
+                rustup.args(["run", "nightly", "cargo"]);
+                rustup
+            }
+            Self::Debian => {
+                let mut cargo = Command::new(DEBIAN_CARGO);
+                cargo.env("RUSTC_BOOTSTRAP", "1");
+                cargo
+            }
+        };
+        forget_inherited(&mut cargo);
+        if self == Self::Debian {
+            cargo.env("RUSTC", DEBIAN_RUSTC);
+        }
+        cargo
+    }
+}
+
+/// The compiler and the linker together.
+#[derive(Clone, Debug)]
+pub(crate) struct Toolchain {
+    /// What compiles.
+    pub(crate) compiler: Compiler,
+    /// Path of `bpf-linker`.
+    pub(crate) linker: PathBuf,
+}
+
+impl Toolchain {
+    /// What is installed, or the message that tells the reader what to do.
+    pub(crate) fn find() -> Result<Self, String> {
+        match (Compiler::find(), find_linker()) {
+            (Ok(compiler), Some(linker)) => Ok(Self { compiler, linker }),
+            (compiler, linker) => Err(explain(compiler.err(), linker.is_none())),
+        }
+    }
+
+    /// The command that compiles the crate in `source` for `arch` and puts everything into `target_dir`.
+    pub(crate) fn compile(&self, source: &Path, arch: &str, target_dir: &Path) -> Command {
+        let mut flags = OsString::new();
+        for (index, flag) in [
+            OsString::from(format!("--cfg=bpf_target_arch=\"{arch}\"")),
+            "-Cdebuginfo=2".into(),
+            "-Clink-arg=--btf".into(),
+            {
+                let mut flag = OsString::from("-Clinker=");
+                flag.push(&self.linker);
+                flag
+            },
+        ]
+        .iter()
+        .enumerate()
+        {
+            if index > 0 {
+                flags.push("\u{1f}");
+            }
+            flags.push(flag);
+        }
+        let mut cargo = self.compiler.cargo();
+        cargo
+            .current_dir(source)
+            .args(["build", "--quiet", "--release", "-Z", "build-std=core", "--target", TARGET])
+            .arg("--target-dir")
+            .arg(target_dir)
+            .env("CARGO_ENCODED_RUSTFLAGS", flags)
+            .stdin(Stdio::null());
+        cargo
+    }
+}
+
+/// What the kernel side is compiled for.
+pub(crate) const TARGET: &str = "bpfel-unknown-none";
+
+/// `bpf-linker` in PATH, or where `cargo install` puts it.
+pub(crate) fn find_linker() -> Option<PathBuf> {
+    find_program("bpf-linker")
+}
+
+/// A program in PATH, or where `cargo install` puts it.
+pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let cargo_home =
+        env::var_os("CARGO_HOME").map(PathBuf::from).or_else(|| Some(env::home_dir()?.join(".cargo")));
+    env::split_paths(&path)
+        .chain(cargo_home.map(|home| home.join("bin")))
+        .map(|directory| directory.join(name))
+        .find(|candidate| fs::metadata(candidate).is_ok_and(|found| found.is_file()))
+}
+
+/// Removes what the cargo around us has set for its own compilation.
+pub(crate) fn forget_inherited(command: &mut Command) {
+    for name in INHERITED {
+        command.env_remove(name);
+    }
+    // A toolchain that is not there is an answer, not an order to download it.
+    command.env("RUSTUP_AUTO_INSTALL", "0");
+}
+
+fn sysroot(rustc: &mut Command) -> Option<PathBuf> {
+    forget_inherited(rustc);
+    let answer = rustc.args(["--print", "sysroot"]).stdin(Stdio::null()).output().ok()?;
+    let path = String::from_utf8(answer.stdout).ok()?;
+    (answer.status.success() && !path.trim().is_empty()).then(|| PathBuf::from(path.trim()))
+}
+
+/// `-Z build-std` reads the lock file of the standard library; `rust-src` has it, a bare sysroot does not.
+fn has_library_source(sysroot: &Path) -> bool {
+    sysroot.join("lib/rustlib/src/rust/library/Cargo.lock").exists()
+}
+
+fn explain(compilers: Option<[String; 2]>, linker_missing: bool) -> String {
+    let mut lines = vec![
+        "the eBPF toolchain, which compiles the kernel side of cadscope, is incomplete.".to_owned(),
+        String::new(),
+        "    run: cargo xtask setup".to_owned(),
+        String::new(),
+    ];
+    if let Some(reasons) = compilers {
+        lines.push("missing: a compiler that can build `core` from source; one of these is enough".to_owned());
+        lines.extend(reasons.map(|reason| format!("  - {reason}")));
+        lines.push("by hand: rustup toolchain install nightly --component rust-src".to_owned());
+        lines.push("  or, on Debian 12: apt-get install rustc-web cargo-web rust-web-src".to_owned());
+    }
+    if linker_missing {
+        lines.push("missing: bpf-linker, neither in PATH nor where `cargo install` puts programs".to_owned());
+        lines.push("by hand: apt-get install llvm-22-dev libpolly-22-dev zlib1g-dev libzstd-dev".to_owned());
+        lines.push(
+            "         LLVM_PREFIX=/usr/lib/llvm-22 cargo install bpf-linker --no-default-features --features llvm-22"
+                .to_owned(),
+        );
+    }
+    lines.push("or point CADSCOPE_BPF_OBJECT_PREBUILT to a BPF object that was compiled elsewhere.".to_owned());
+    lines.join("\n")
+}
