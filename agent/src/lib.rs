@@ -9,3 +9,4 @@
 pub mod catalog;
 pub mod operation;
 pub mod resolve;
+pub mod kernel;

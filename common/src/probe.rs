@@ -84,8 +84,6 @@ pub mod flags {
     pub const TAIL_CALLS: u32 = 1;
     /// The slot is in use by this agent.
     pub const LIVE: u32 = 2;
-    /// From this bit on: bytes of text that a record of this probe has.
-    pub const TEXT_LEN_SHIFT: u32 = 16;
 }
 
 /// Everything the kernel knows about one probe.
@@ -96,6 +94,10 @@ pub struct ProbeProgram {
     pub flags: u32,
     /// Fetches in use.
     pub fetch_count: u32,
+    /// Bytes of text that a record of this probe has; see [`ProbeProgram::seal`].
+    pub text_len: u32,
+    /// Bit n: fetch n runs at the leave edge; see [`ProbeProgram::seal`].
+    pub leave_fetches: u32,
     /// Operations shorter than this are counted, not reported.
     pub min_duration_ns: u64,
     /// The fetches; those of the enter edge first.
@@ -104,10 +106,39 @@ pub struct ProbeProgram {
 
 impl Default for ProbeProgram {
     fn default() -> Self {
-        Self { flags: 0, fetch_count: 0, min_duration_ns: 0, fetches: [Fetch::default(); MAX_FETCHES] }
+        Self {
+            flags: 0,
+            fetch_count: 0,
+            text_len: 0,
+            leave_fetches: 0,
+            min_duration_ns: 0,
+            fetches: [Fetch::default(); MAX_FETCHES],
+        }
+    }
+}
+
+impl ProbeProgram {
+    /// Fills in what follows from the fetches.
+    #[must_use]
+    #[allow(clippy::cast_possible_truncation, reason = "a constant of 64")]
+    pub fn seal(mut self) -> Self {
+        self.text_len = 0;
+        self.leave_fetches = 0;
+        let mut bit = 1;
+        for fetch in self.fetches.iter().take(self.fetch_count as usize) {
+            if fetch.kind == kind::TEXT {
+                let end = (fetch.place as u32 + fetch.blocks as u32) * TEXT_BLOCK as u32;
+                self.text_len = self.text_len.max(end);
+            }
+            if fetch.edge == edge::LEAVE {
+                self.leave_fetches |= bit;
+            }
+            bit <<= 1;
+        }
+        self
     }
 }
 
 const _: () = assert!(size_of::<Fetch>() == 8 + 4 * MAX_STEPS);
-const _: () = assert!(size_of::<ProbeProgram>() == 16 + MAX_FETCHES * size_of::<Fetch>());
+const _: () = assert!(size_of::<ProbeProgram>() == 24 + MAX_FETCHES * size_of::<Fetch>());
 const _: () = assert!(TEXT_BYTES.is_multiple_of(TEXT_BLOCK));

@@ -12,14 +12,12 @@ pub mod record_kind {
     pub const OPERATION: u32 = 1;
     /// [`Exception`](super::Exception): a C++ exception ended the operations that follow and name it.
     pub const EXCEPTION: u32 = 2;
-    /// [`Mapping`](super::Mapping): a process mapped a file executable.
-    pub const MAPPING: u32 = 3;
     /// [`Life`](super::Life): a worker forked.
-    pub const FORK: u32 = 4;
+    pub const FORK: u32 = 3;
     /// [`Life`](super::Life): a worker replaced its program.
-    pub const EXEC: u32 = 5;
+    pub const EXEC: u32 = 4;
     /// [`Life`](super::Life): a worker ended (its last thread is gone).
-    pub const EXIT: u32 = 6;
+    pub const EXIT: u32 = 5;
 }
 
 /// How a call ended.
@@ -50,18 +48,6 @@ pub struct ProcessKey {
     pub padding: u32,
     /// `task_struct::start_boottime` of the group leader, in nanoseconds since boot.
     pub start_boottime_ns: u64,
-}
-
-/// Identity of a file on this node, as the kernel sees it below overlays.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[repr(C)]
-pub struct FileKey {
-    /// Inode number.
-    pub inode: u64,
-    /// Device of the super block, kernel encoding (`major << 20 | minor`).
-    pub device: u32,
-    /// Inode generation: tells a reused inode number.
-    pub generation: u32,
 }
 
 /// A call that ended; `(tid, start_ns)` names it.
@@ -100,8 +86,11 @@ pub struct Operation {
     pub text: [u8; TEXT_BYTES],
 }
 
+/// Bytes of an [`Operation`] record before its words. A record of a call without values ends here.
+pub const OPERATION_BARE_BYTES: usize = 72;
+
 /// Bytes of an [`Operation`] record before its text.
-pub const OPERATION_HEAD_BYTES: usize = 72 + 8 * WORDS;
+pub const OPERATION_HEAD_BYTES: usize = OPERATION_BARE_BYTES + 8 * WORDS;
 
 /// Bytes of a C++ type name kept.
 pub const TYPE_NAME_BYTES: usize = 128;
@@ -122,33 +111,6 @@ pub struct Exception {
     pub type_name: [u8; TYPE_NAME_BYTES],
 }
 
-/// Bytes of a file name kept.
-pub const FILE_NAME_BYTES: usize = 128;
-
-/// A process mapped a file executable that is new or is known to hold probes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C)]
-pub struct Mapping {
-    /// [`record_kind::MAPPING`].
-    pub kind: u32,
-    /// The thread that called mmap.
-    pub tid: u32,
-    /// The process.
-    pub process: ProcessKey,
-    /// The file.
-    pub file: FileKey,
-    /// First address of the mapping.
-    pub start: u64,
-    /// Address after the mapping.
-    pub end: u64,
-    /// When.
-    pub at_ns: u64,
-    /// When the process last executed a program, 0 = before the agent.
-    pub exec_ns: u64,
-    /// Last component of the file's name, NUL-terminated.
-    pub name: [u8; FILE_NAME_BYTES],
-}
-
 /// A step in the life of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
@@ -166,8 +128,6 @@ pub struct Life {
 }
 
 const _: () = assert!(size_of::<ProcessKey>() == 16);
-const _: () = assert!(size_of::<FileKey>() == 16);
 const _: () = assert!(size_of::<Operation>() == OPERATION_HEAD_BYTES + TEXT_BYTES);
 const _: () = assert!(size_of::<Exception>() == 32 + TYPE_NAME_BYTES);
-const _: () = assert!(size_of::<Mapping>() == 72 + FILE_NAME_BYTES);
 const _: () = assert!(size_of::<Life>() == 48);

@@ -7,28 +7,6 @@
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct KernelOffsets {
-    /// `vm_area_struct::vm_start`.
-    pub vma_start: u32,
-    /// `vm_area_struct::vm_end`.
-    pub vma_end: u32,
-    /// `vm_area_struct::vm_flags`.
-    pub vma_flags: u32,
-    /// `vm_area_struct::vm_file`.
-    pub vma_file: u32,
-    /// `file::f_inode`.
-    pub file_inode: u32,
-    /// `file::f_path.dentry`.
-    pub file_dentry: u32,
-    /// `dentry::d_name.name`.
-    pub dentry_name: u32,
-    /// `inode::i_ino`.
-    pub inode_number: u32,
-    /// `inode::i_generation`.
-    pub inode_generation: u32,
-    /// `inode::i_sb`.
-    pub inode_super_block: u32,
-    /// `super_block::s_dev`.
-    pub super_block_device: u32,
     /// `task_struct::group_leader`.
     pub task_group_leader: u32,
     /// `task_struct::start_boottime`.
@@ -52,22 +30,11 @@ pub struct KernelOffsets {
 }
 
 /// Fields of [`KernelOffsets`].
-pub const KERNEL_OFFSETS: usize = 21;
+pub const KERNEL_OFFSETS: usize = 10;
 
 impl KernelOffsets {
     /// All zero, for a static.
     pub const ZERO: Self = Self {
-        vma_start: 0,
-        vma_end: 0,
-        vma_flags: 0,
-        vma_file: 0,
-        file_inode: 0,
-        file_dentry: 0,
-        dentry_name: 0,
-        inode_number: 0,
-        inode_generation: 0,
-        inode_super_block: 0,
-        super_block_device: 0,
         task_group_leader: 0,
         task_start_boottime: 0,
         task_exit_code: 0,
@@ -89,25 +56,13 @@ const _: () = assert!(size_of::<KernelOffsets>() == 4 * KERNEL_OFFSETS);
 pub struct Settings {
     /// Where the kernel keeps what they read.
     pub offsets: KernelOffsets,
-    /// Process id of the agent, whose own mappings are answered through `OWN_MAPPING`.
-    pub agent_pid: u32,
     /// 1 = only processes in `TARGETS` and their descendants are observed.
     pub only_targets: u32,
     /// 1 = the programs may sleep: memory that is not resident is paged in.
     pub may_fault: u32,
 }
 
-const _: () = assert!(size_of::<Settings>() == size_of::<KernelOffsets>() + 12);
-
-/// What the agent has said of a file, as the `FILES` map has it.
-pub mod file_state {
-    /// Told to the agent, which has not answered yet.
-    pub const REPORTED: u32 = 0;
-    /// Nothing to probe in it: its mappings are not reported.
-    pub const PLAIN: u32 = 1;
-    /// It holds probes: every process that maps it is a worker.
-    pub const PROBED: u32 = 2;
-}
+const _: () = assert!(size_of::<Settings>() == size_of::<KernelOffsets>() + 8);
 
 /// Index of a counter in the per-CPU `COUNTERS` map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -3,6 +3,8 @@
 //! A call is named by its thread and its slot, the address of its return address. Frames are pushed at entry and
 //! popped at exit; a frame whose slot lies below where the thread now is has been abandoned.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{
     EbpfContext,
     helpers::generated::{bpf_get_attach_cookie, bpf_get_current_pid_tgid, bpf_ktime_get_ns},
@@ -12,15 +14,18 @@ use aya_ebpf::{
 use cadscope_common::{
     cookie::{Base, Cookie, Edge, RETURN_NOT_FINAL},
     probe::{MAX_FETCHES, MAX_STEPS, ProbeProgram, TEXT_BLOCK, TEXT_BYTES, WORDS, base, edge, flags, kind},
-    record::{OPERATION_HEAD_BYTES, Operation, ended_by, record_kind},
+    record::{OPERATION_BARE_BYTES, OPERATION_HEAD_BYTES, Operation, ended_by, record_kind},
     settings::{Counter, MAX_DEPTH},
 };
 
 use crate::{
     emit,
-    maps::{CAPTURES, Frame, PROBES, TARGETS, THREADS, Thread, ZERO_OPERATION, ZERO_THREAD, count, setting},
+    maps::{CAPTURES, Frame, PROBES, TARGETS, THREADS, Thread, ZERO_CAPTURE, ZERO_THREAD, count, setting},
     process, user,
 };
+
+/// Operations that can end at one return: each but the innermost went on in the next by a tail call.
+const MAX_TAIL_CALLS: usize = 4;
 
 const CAPTURED: u32 = 1 << 31;
 
@@ -29,6 +34,7 @@ pub const STACK_SPAN: u64 = 16 << 20;
 
 /// How frames end when they do not return.
 #[derive(Clone, Copy)]
+#[repr(C)]
 pub struct Ending {
     /// See [`ended_by`].
     pub by: u8,
@@ -41,9 +47,12 @@ pub struct Ending {
 }
 
 /// Registers that fetches may start from.
-struct Registers {
+#[repr(C)]
+pub struct Registers {
     args: [u64; 6],
     returned: u64,
+    /// 1 = `returned` is the return value.
+    return_known: u64,
 }
 
 #[inline(always)]
@@ -59,10 +68,19 @@ pub fn now_ns() -> u64 {
     unsafe { bpf_ktime_get_ns() }
 }
 
+/// Reads one register. Volatile: the verifier allows no computed place in the context, and the compiler would like to
+/// choose between two registers by choosing their offset.
+macro_rules! register {
+    ($ctx:expr, $name:ident) => {
+        // SAFETY: the context is a pt_regs for the whole program.
+        unsafe { core::ptr::read_volatile(&raw const (*$ctx.regs).$name) }
+    };
+}
+pub(crate) use register;
+
 #[inline(always)]
 fn slot_of(ctx: &ProbeContext, cookie: Cookie) -> u64 {
-    // SAFETY: the context is a pt_regs for the whole program.
-    let (sp, fp) = unsafe { ((*ctx.regs).rsp, (*ctx.regs).rbp) };
+    let (sp, fp) = (register!(ctx, rsp), register!(ctx, rbp));
     let register = match cookie.base() {
         Base::StackPointer => sp,
         Base::FramePointer => fp,
@@ -121,11 +139,19 @@ fn enter(ctx: &ProbeContext) -> Option<()> {
     if unsafe { (*program).fetch_count } > 0 {
         match capture_of(thread, tid, depth) {
             Some(record) => {
-                // SAFETY: the context is a pt_regs; fields are plain integers.
-                let regs = unsafe { &*ctx.regs };
-                let registers =
-                    Registers { args: [regs.rdi, regs.rsi, regs.rdx, regs.rcx, regs.r8, regs.r9], returned: 0 };
-                state = CAPTURED | fetch(program, record, edge::ENTER, &registers, false);
+                let args = [
+                    register!(ctx, rdi),
+                    register!(ctx, rsi),
+                    register!(ctx, rdx),
+                    register!(ctx, rcx),
+                    register!(ctx, r8),
+                    register!(ctx, r9),
+                ];
+                let registers = Registers { args, returned: 0, return_known: 0 };
+                // SAFETY: a record that only this thread touches.
+                unsafe { (*record).unread = 0 };
+                fetch(program, record, edge::ENTER, &registers);
+                state = CAPTURED;
             }
             None => count(Counter::NoCapture),
         }
@@ -162,29 +188,28 @@ fn leave(ctx: &ProbeContext) -> Option<()> {
         count(Counter::Abandoned);
     }
     let mut closed = false;
-    // SAFETY: the context is a pt_regs; the fields are plain integers.
-    let regs = unsafe { &*ctx.regs };
     let register = cookie.return_register();
     let returned = match register {
-        0 => regs.rax,
-        1 => regs.rcx,
-        2 => regs.rdx,
-        3 => regs.rbx,
-        5 => regs.rbp,
-        6 => regs.rsi,
-        7 => regs.rdi,
-        8 => regs.r8,
-        9 => regs.r9,
-        10 => regs.r10,
-        11 => regs.r11,
-        12 => regs.r12,
-        13 => regs.r13,
-        14 => regs.r14,
-        15 => regs.r15,
+        0 => register!(ctx, rax),
+        1 => register!(ctx, rcx),
+        2 => register!(ctx, rdx),
+        3 => register!(ctx, rbx),
+        5 => register!(ctx, rbp),
+        6 => register!(ctx, rsi),
+        7 => register!(ctx, rdi),
+        8 => register!(ctx, r8),
+        9 => register!(ctx, r9),
+        10 => register!(ctx, r10),
+        11 => register!(ctx, r11),
+        12 => register!(ctx, r12),
+        13 => register!(ctx, r13),
+        14 => register!(ctx, r14),
+        15 => register!(ctx, r15),
         _ => 0,
     };
-    let registers = Registers { args: [0; 6], returned };
-    for _ in 0..MAX_DEPTH {
+    let return_known = u64::from(register != RETURN_NOT_FINAL);
+    let registers = Registers { args: [0; 6], returned, return_known };
+    for _ in 0..MAX_TAIL_CALLS {
         // SAFETY: the thread's state is touched by the thread itself only.
         let depth = unsafe { (*thread).depth };
         if depth == 0 {
@@ -196,7 +221,7 @@ fn leave(ctx: &ProbeContext) -> Option<()> {
             break;
         }
         let ending = Ending { by: ended_by::RETURN, signal: 0, exception: 0, at_ns: end_ns };
-        close_top(thread, tid, ending, Some((&registers, register != RETURN_NOT_FINAL)));
+        close_top(thread, tid, &ending, &registers);
         closed = true;
     }
     if own && !closed {
@@ -228,26 +253,22 @@ fn thread_of(pid: u32, tid: u32) -> Option<*mut Thread> {
 fn capture_of(thread: *mut Thread, tid: u32, depth: u32) -> Option<*mut Operation> {
     let key = capture_key(tid, depth);
     if let Some(record) = CAPTURES.get_ptr_mut(key) {
-        return Some(record);
+        return Some(record.cast());
     }
-    let zero = ZERO_OPERATION.get_ptr(0)?;
+    let zero = ZERO_CAPTURE.get_ptr(0)?;
     // SAFETY: a map value that is never written.
     CAPTURES.insert(key, unsafe { &*zero }, 0).ok()?;
     // SAFETY: the thread's state is touched by the thread itself only.
     unsafe { (*thread).captures |= 1 << (u64::from(depth) & 63) };
-    CAPTURES.get_ptr_mut(key)
+    CAPTURES.get_ptr_mut(key).map(|capture| capture.cast())
 }
 
-/// Runs the fetches of one edge; returns the bits of those that could not be read.
+/// Runs the fetches of one edge and notes in the record those that could not be read.
+///
+/// The note goes straight to map memory, whose contents the verifier does not follow: kept in a register it would
+/// double the verifier's states with every fetch.
 #[inline(always)]
-fn fetch(
-    program: *const ProbeProgram,
-    record: *mut Operation,
-    at: u8,
-    registers: &Registers,
-    return_known: bool,
-) -> u32 {
-    let mut unread = 0;
+fn fetch(program: *const ProbeProgram, record: *mut Operation, at: u8, registers: &Registers) {
     // SAFETY: map values live as long as the program.
     let count_fetches = unsafe { (*program).fetch_count };
     for index in 0..MAX_FETCHES {
@@ -259,12 +280,12 @@ fn fetch(
         if fetch.edge != at {
             continue;
         }
-        if !fetch_one(fetch, record, registers, return_known) {
-            unread |= 1 << index;
+        if !fetch_one(fetch, record, registers) {
+            // SAFETY: a record that only this thread touches.
+            unsafe { (*record).unread |= 1 << index };
             count(Counter::Unread);
         }
     }
-    unread
 }
 
 #[inline(always)]
@@ -272,13 +293,12 @@ fn fetch_one(
     fetch: &cadscope_common::probe::Fetch,
     record: *mut Operation,
     registers: &Registers,
-    return_known: bool,
 ) -> bool {
     let from = fetch.base;
     let mut value = if from <= base::ARG5 {
-        registers.args[from as usize & 7 % 6]
+        registers.args[from as usize]
     } else if from == base::RETURN {
-        if !return_known {
+        if registers.return_known == 0 {
             return false;
         }
         registers.returned
@@ -338,18 +358,9 @@ fn fetch_text(place: u8, blocks: u8, record: *mut Operation, address: u64) -> bo
     let to = unsafe { (&raw mut (*record).text).cast::<u8>().add(first * TEXT_BLOCK) };
     // SAFETY: the first byte of a block.
     unsafe { *to = 0 };
-    // The sizes are constants in each branch, so that the verifier sees that they stay inside the text.
-    match (blocks, first) {
-        // SAFETY: the whole text.
-        (4, 0) => unsafe { user::read_text(to, 256, address) },
-        // SAFETY: three blocks from the first or second.
-        (3, 0 | 1) => unsafe { user::read_text(to, 192, address) },
-        // SAFETY: two blocks from the first to third.
-        (2, 0..=2) => unsafe { user::read_text(to, 128, address) },
-        // SAFETY: one block.
-        (1, _) => unsafe { user::read_text(to, 64, address) },
-        _ => false,
-    }
+    let size = (u32::from(blocks) * TEXT_BLOCK as u32).min(TEXT_BYTES as u32);
+    // SAFETY: the text and the slack behind it have room for a whole text from any block.
+    unsafe { user::read_text(to, size, address) }
 }
 
 /// Ends the frames whose slot lies below `slot` on the same stack (or at it, if `at_too` and the frame's function does
@@ -372,7 +383,7 @@ pub fn close_below(thread: *mut Thread, tid: u32, slot: u64, at_too: bool, endin
         if top_slot == slot && (!at_too || goes_on(probe)) {
             break;
         }
-        close_top(thread, tid, ending, None);
+        close_top(thread, tid, &ending, core::ptr::null());
         closed += 1;
     }
     closed
@@ -392,7 +403,7 @@ pub fn close_all(thread: *mut Thread, tid: u32, ending: Ending) {
         if unsafe { (*thread).depth } == 0 {
             break;
         }
-        close_top(thread, tid, ending, None);
+        close_top(thread, tid, &ending, core::ptr::null());
     }
 }
 
@@ -409,19 +420,23 @@ pub fn forget(thread: *mut Thread, tid: u32) {
     let _ = THREADS.remove(tid);
 }
 
-/// Ends the innermost frame and sends its record. `returned` is there only if it returned.
+/// Ends the innermost frame and sends its record; `registers` is null unless it returned.
+///
+/// Plain pointers, because the debug information of Rust's enums is no valid BTF.
 #[inline(never)]
-fn close_top(thread: *mut Thread, tid: u32, ending: Ending, returned: Option<(&Registers, bool)>) {
-    close_top_inner(thread, tid, ending, returned);
+fn close_top(thread: *mut Thread, tid: u32, ending: *const Ending, registers: *const Registers) {
+    close_top_inner(thread, tid, ending, registers);
 }
 
 #[inline(always)]
 fn close_top_inner(
     thread: *mut Thread,
     tid: u32,
-    ending: Ending,
-    returned: Option<(&Registers, bool)>,
+    ending: *const Ending,
+    registers: *const Registers,
 ) -> Option<()> {
+    // SAFETY: a live value of the caller.
+    let ending = unsafe { &*ending };
     // SAFETY: the thread's state is touched by the thread itself only.
     let depth = unsafe { (*thread).depth }.wrapping_sub(1);
     // SAFETY: as above.
@@ -441,23 +456,29 @@ fn close_top_inner(
         // SAFETY: inside the thread's frames.
         unsafe { (*frame(thread, depth - 1)).start_ns }
     };
-    let mut head = [0_u64; OPERATION_HEAD_BYTES / 8];
+    let mut bare = MaybeUninit::<[u64; OPERATION_BARE_BYTES / 8]>::uninit();
     let capture = if state & CAPTURED != 0 { CAPTURES.get_ptr_mut(capture_key(tid, depth)) } else { None };
-    let (record, text_len, mut unread) = match capture {
-        Some(record) => {
+    let (record, text_len) = match capture {
+        Some(capture) => {
             // SAFETY: map values live as long as the program.
-            let text_len = unsafe { (*program).flags } >> flags::TEXT_LEN_SHIFT;
-            (record, text_len, state & 0xffff)
+            let text_len = unsafe { (*program).text_len };
+            (capture.cast::<Operation>(), text_len)
         }
-        None => (head.as_mut_ptr().cast::<Operation>(), 0, 0xffff),
+        None => (bare.as_mut_ptr().cast::<Operation>(), 0),
     };
-    if capture.is_some() {
-        match returned {
-            Some((registers, known)) => unread |= fetch(program, record, edge::LEAVE, registers, known),
-            None => unread |= leave_bits(program),
+    if capture.is_none() {
+        // SAFETY: before the words.
+        unsafe { (*record).unread = u16::MAX };
+    } else {
+        if registers.is_null() {
+            // SAFETY: a record that only this thread touches; map values live as long as the program.
+            unsafe { (*record).unread |= (*program).leave_fetches as u16 };
+        } else {
+            // SAFETY: a live value of the caller.
+            fetch(program, record, edge::LEAVE, unsafe { &*registers });
         }
     }
-    // SAFETY: both kinds of record have room for the head.
+    // SAFETY: both kinds of record have room for what comes before the words.
     unsafe {
         (*record).kind = record_kind::OPERATION;
         (*record).probe = probe;
@@ -470,30 +491,14 @@ fn close_top_inner(
         (*record).exception = ending.exception;
         (*record).ended_by = ending.by;
         (*record).signal = ending.signal;
-        (*record).unread = unread as u16;
         (*record).text_len = text_len;
     }
     let extra = u64::from(text_len).min(TEXT_BYTES as u64);
     match capture {
         // SAFETY: a whole record.
-        Some(record) => unsafe { emit::operation(record.cast(), OPERATION_HEAD_BYTES as u64 + extra) },
-        // SAFETY: the head.
-        None => unsafe { emit::operation(head.as_ptr().cast(), OPERATION_HEAD_BYTES as u64) },
+        Some(capture) => unsafe { emit::operation(capture.cast(), OPERATION_HEAD_BYTES as u64 + extra) },
+        // SAFETY: every byte before the words has been written.
+        None => unsafe { emit::operation(bare.as_ptr().cast(), OPERATION_BARE_BYTES as u64) },
     }
     Some(())
-}
-
-/// The bits of all fetches of the leave edge.
-#[inline(always)]
-fn leave_bits(program: *const ProbeProgram) -> u32 {
-    let mut bits = 0;
-    for index in 0..MAX_FETCHES {
-        // SAFETY: the index is inside the array.
-        let fetch = unsafe { &*(&raw const (*program).fetches).cast::<cadscope_common::probe::Fetch>().add(index) };
-        // SAFETY: map values live as long as the program.
-        if (index as u32) < unsafe { (*program).fetch_count } && fetch.edge == edge::LEAVE {
-            bits |= 1 << index;
-        }
-    }
-    bits
 }

@@ -5,7 +5,7 @@
 //! |---|---|
 //! | [`call`] | `call_enter`, `call_leave`: function entries and exits |
 //! | [`unwind`] | `exception_caught`, `jumped`: frames left without a return |
-//! | [`process`] | `process_forked`, `process_executed`, `thread_exited`, `file_mapped` |
+//! | [`process`] | `process_forked`, `process_executed`, `thread_exited` |
 //!
 //! uprobe programs can be preempted by another task that hits a probe on the same CPU, so nothing is kept in per-CPU
 //! scratch memory: what a call needs lives in map values that only its own thread touches.

@@ -7,8 +7,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
 use cadscope_common::{
-    probe::{MAX_PROBES, ProbeProgram},
-    record::{FileKey, Operation, ProcessKey},
+    probe::{MAX_PROBES, ProbeProgram, TEXT_BYTES},
+    record::{Operation, ProcessKey},
     settings::{COUNTERS as COUNTER_COUNT, Counter, MAX_DEPTH, Settings},
 };
 
@@ -23,7 +23,7 @@ pub struct Frame {
     pub start_ns: u64,
     /// Probe program.
     pub probe: u32,
-    /// Bit 31: it has a capture. Bits 0–15: fetches that could not be read.
+    /// Bit 31: it has a capture.
     pub state: u32,
 }
 
@@ -42,11 +42,20 @@ pub struct Thread {
     pub frames: [Frame; MAX_DEPTH],
 }
 
+/// The record of an open call, with room behind it: the verifier knows neither the place nor the size of a text, only
+/// that both are bounded.
+#[repr(C)]
+pub struct Capture {
+    /// The record as far as it is known.
+    pub record: Operation,
+    /// Written only by a probe program that the agent should not have made.
+    pub slack: [u8; TEXT_BYTES],
+}
+
 /// What the agent says before load. Written once by the agent, read-only for the programs.
 #[unsafe(no_mangle)]
 static SETTINGS: Settings = Settings {
     offsets: cadscope_common::settings::KernelOffsets::ZERO,
-    agent_pid: 0,
     only_targets: 0,
     may_fault: 0,
 };
@@ -78,7 +87,7 @@ pub static THREADS: HashMap<u32, Thread> = HashMap::with_max_entries(65536, NO_P
 /// `tid << 32 | depth` → the record of that open call as far as it is known. Written by the thread itself, kept for
 /// the next call at that depth, removed with the thread.
 #[map]
-pub static CAPTURES: HashMap<u64, Operation> = HashMap::with_max_entries(262_144, NO_PREALLOC);
+pub static CAPTURES: HashMap<u64, Capture> = HashMap::with_max_entries(262_144, NO_PREALLOC);
 
 /// One all-zero thread, to insert copies of. Never written.
 #[map]
@@ -86,29 +95,21 @@ pub static ZERO_THREAD: Array<Thread> = Array::with_max_entries(1, 0);
 
 /// One all-zero record, to insert copies of. Never written.
 #[map]
-pub static ZERO_OPERATION: Array<Operation> = Array::with_max_entries(1, 0);
+pub static ZERO_CAPTURE: Array<Capture> = Array::with_max_entries(1, 0);
 
 /// Process id → 1: the processes to observe when `only_targets` is set. The agent starts it, forks inherit, process
 /// exit removes.
 #[map]
 pub static TARGETS: HashMap<u32, u32> = HashMap::with_max_entries(65536, NO_PREALLOC);
 
-/// Process id → key, for processes that map a file with probes. Written when the mapping is seen or by the agent for
-/// processes older than itself; process exit and exec remove.
+/// Process id → key, for processes that map a file with probes. Written by the agent;
+/// forks inherit; process exit and exec remove.
 #[map]
 pub static WORKERS: HashMap<u32, ProcessKey> = HashMap::with_max_entries(65536, NO_PREALLOC);
 
 /// Process id → when it last executed a program. The kernel forgets the least recently used.
 #[map]
 pub static EXECUTED: LruHashMap<u32, u64> = LruHashMap::with_max_entries(16384, 0);
-
-/// File → one of `file_state`. The programs add unknown files as reported, the agent says what they are.
-#[map]
-pub static FILES: LruHashMap<FileKey, u32> = LruHashMap::with_max_entries(65536, 0);
-
-/// Thread id of the agent → the file it mapped last: how the agent learns the kernel's identity of a file it opened.
-#[map]
-pub static OWN_MAPPING: LruHashMap<u32, FileKey> = LruHashMap::with_max_entries(1024, 0);
 
 /// Records for the agent.
 #[map]

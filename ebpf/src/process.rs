@@ -1,23 +1,19 @@
-//! Turns forks, execs, exits and executable mappings into records, and ends what was open when a thread goes.
+//! Turns forks, execs and exits into records, and ends what was open when a thread goes.
 
 use aya_ebpf::{
-    helpers::generated::{bpf_get_current_task, bpf_probe_read_kernel, bpf_probe_read_kernel_str},
-    macros::{fentry, raw_tracepoint},
-    programs::{FEntryContext, RawTracePointContext},
+    helpers::generated::{bpf_get_current_task, bpf_probe_read_kernel},
+    macros::raw_tracepoint,
+    programs::RawTracePointContext,
 };
-use cadscope_common::{
-    record::{FILE_NAME_BYTES, FileKey, Life, Mapping, ProcessKey, ended_by, record_kind},
-    settings::file_state,
-};
+use cadscope_common::record::{Life, ProcessKey, ended_by, record_kind};
 
 use crate::{
     call::{Ending, close_all, forget, ids, now_ns},
     emit,
-    maps::{EXECUTED, FILES, OWN_MAPPING, TARGETS, THREADS, WORKERS, setting},
+    maps::{EXECUTED, TARGETS, THREADS, WORKERS, setting},
 };
 
 const SIGNAL_GROUP_EXIT: u32 = 4;
-const VM_EXEC: u64 = 4;
 
 /// Reads a plain value from kernel memory; zero if it cannot be read.
 #[inline(always)]
@@ -131,72 +127,4 @@ pub fn thread_exited(_ctx: RawTracePointContext) -> i32 {
         }
     }
     0
-}
-
-/// `perf_event_mmap` is called for every new mapping, after it is in place.
-#[fentry(function = "perf_event_mmap")]
-pub fn file_mapped(ctx: FEntryContext) -> i32 {
-    mapped(&ctx);
-    0
-}
-
-#[inline(always)]
-fn mapped(ctx: &FEntryContext) -> Option<()> {
-    let vma: u64 = ctx.arg(0);
-    let flags: u64 = kernel(vma, setting!(offsets.vma_flags));
-    if flags & VM_EXEC == 0 {
-        return None;
-    }
-    let file: u64 = kernel(vma, setting!(offsets.vma_file));
-    if file == 0 {
-        return None;
-    }
-    let (pid, tid) = ids();
-    let own = pid == setting!(agent_pid);
-    if !own && setting!(only_targets) == 1 && TARGETS.get_ptr(pid).is_none() {
-        return None;
-    }
-    let inode: u64 = kernel(file, setting!(offsets.file_inode));
-    let super_block: u64 = kernel(inode, setting!(offsets.inode_super_block));
-    let key = FileKey {
-        inode: kernel(inode, setting!(offsets.inode_number)),
-        device: kernel(super_block, setting!(offsets.super_block_device)),
-        generation: kernel(inode, setting!(offsets.inode_generation)),
-    };
-    if own {
-        let _ = OWN_MAPPING.insert(tid, key, 0);
-        return None;
-    }
-    let process = current(pid);
-    // SAFETY: read once.
-    match unsafe { FILES.get(key) }.copied() {
-        Some(file_state::PLAIN) => return None,
-        Some(file_state::PROBED) => {
-            let _ = WORKERS.insert(pid, process, 0);
-        }
-        Some(_) => {}
-        None => {
-            let _ = FILES.insert(key, file_state::REPORTED, 0);
-        }
-    }
-    let mut record = Mapping {
-        kind: record_kind::MAPPING,
-        tid,
-        process,
-        file: key,
-        start: kernel(vma, setting!(offsets.vma_start)),
-        end: kernel(vma, setting!(offsets.vma_end)),
-        at_ns: now_ns(),
-        // SAFETY: read once.
-        exec_ns: unsafe { EXECUTED.get(pid) }.copied().unwrap_or(0),
-        name: [0; FILE_NAME_BYTES],
-    };
-    let dentry: u64 = kernel(file, setting!(offsets.file_dentry));
-    let name: u64 = kernel(dentry, setting!(offsets.dentry_name));
-    // SAFETY: the record's own bytes.
-    unsafe {
-        bpf_probe_read_kernel_str(record.name.as_mut_ptr().cast(), FILE_NAME_BYTES as u32, name as *const _);
-    }
-    emit::urgent(&record);
-    Some(())
 }

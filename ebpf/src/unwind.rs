@@ -10,7 +10,7 @@ use cadscope_common::{
 };
 
 use crate::{
-    call::{Ending, STACK_SPAN, close_below, ids, now_ns},
+    call::{Ending, STACK_SPAN, close_below, ids, now_ns, register},
     emit,
     maps::{THREADS, setting},
     process, user,
@@ -33,8 +33,7 @@ pub fn exception_caught(ctx: ProbeContext) -> u32 {
 fn caught(ctx: &ProbeContext) -> Option<()> {
     let (pid, tid) = ids();
     let thread = THREADS.get_ptr_mut(tid)?;
-    // SAFETY: the context is a pt_regs.
-    let (sp, header) = unsafe { ((*ctx.regs).rsp, (*ctx.regs).rdi) };
+    let (sp, header) = (register!(ctx, rsp), register!(ctx, rdi));
     // SAFETY: the thread's state is touched by the thread itself only.
     let depth = unsafe { (*thread).depth };
     if depth == 0 {
@@ -102,8 +101,7 @@ fn jump(ctx: &ProbeContext) -> Option<()> {
     if unsafe { (*thread).depth } == 0 {
         return None;
     }
-    // SAFETY: the context is a pt_regs.
-    let (sp, buffer) = unsafe { ((*ctx.regs).rsp, (*ctx.regs).rdi) };
+    let (sp, buffer) = (register!(ctx, rsp), register!(ctx, rdi));
     let stored = user::read_u64(buffer.wrapping_add(JMP_BUF_RSP))?;
     let plausible = |target: u64| target > sp && target - sp < STACK_SPAN;
     let target = if plausible(stored) {

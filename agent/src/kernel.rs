@@ -1,0 +1,396 @@
+//! Loads the BPF programs, places probes, and hands out what they send.
+//!
+//! aya loads the object, its maps and the process programs; the uprobe programs are loaded beside it for uprobe_multi
+//! (Linux 6.6+: one link per file and program, CAP_BPF and CAP_PERFMON are enough), or by aya as perf events on older
+//! kernels (5.15+, needs CAP_SYS_ADMIN).
+
+pub mod bpf;
+pub mod offsets;
+pub mod plain;
+
+use std::collections::HashSet;
+use std::ffi::CString;
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf};
+use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLinkId, UProbeScope};
+use aya::programs::{ProgramError, RawTracePoint, UProbe};
+use aya::{Ebpf, EbpfLoader};
+use cadscope_common::cookie::{Cookie, Edge};
+use cadscope_common::probe::{ProbeProgram, flags};
+use cadscope_common::record::ProcessKey;
+use cadscope_common::settings::{COUNTERS, Settings};
+
+use self::offsets::OffsetError;
+use self::plain::{Raw, bytes_of};
+use crate::resolve::FileOffset;
+
+/// The object that agent/build.rs built.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("CADSCOPE_BPF_OBJECT"));
+
+/// Where the kernel keeps its own types.
+const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
+
+/// Why the kernel side cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// The kernel's structures are not known.
+    #[error(transparent)]
+    Offsets(#[from] OffsetError),
+    /// aya's refusal.
+    #[error("cannot load the BPF object: {0}")]
+    Load(#[from] aya::EbpfError),
+    /// A program was refused.
+    #[error("the kernel refused program {program}: {reason}")]
+    Program {
+        /// Which.
+        program: &'static str,
+        /// Why.
+        reason: String,
+    },
+    /// A map is not there or not of its type.
+    #[error("map {map}: {reason}")]
+    Map {
+        /// Which.
+        map: &'static str,
+        /// Why.
+        reason: String,
+    },
+    /// The object itself is damaged.
+    #[error("the built-in BPF object is damaged: {0}")]
+    Object(String),
+}
+
+/// Why probes could not be placed in a file.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// The kernel's refusal.
+    #[error("the kernel refused {sites} probes: {reason}")]
+    Refused {
+        /// How many.
+        sites: usize,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// How probes are placed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttachMode {
+    /// One link for all sites of a file and program.
+    UprobeMulti,
+    /// One perf event a site.
+    PerfEvents,
+}
+
+impl AttachMode {
+    /// As `/status` and doctor say it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::UprobeMulti => "uprobe_multi",
+            Self::PerfEvents => "perf events",
+        }
+    }
+}
+
+/// The program that a site runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SiteProgram {
+    /// A call begins.
+    Enter,
+    /// A call ends.
+    Leave,
+    /// A C++ exception has been caught.
+    Caught,
+    /// longjmp is about to jump.
+    Jumped,
+}
+
+impl SiteProgram {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Enter, Self::Leave, Self::Caught, Self::Jumped];
+
+    /// The program for an edge.
+    #[must_use]
+    pub const fn for_edge(edge: Edge) -> Self {
+        match edge {
+            Edge::Enter => Self::Enter,
+            Edge::Leave | Edge::TailLeave => Self::Leave,
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Enter => "call_enter",
+            Self::Leave => "call_leave",
+            Self::Caught => "exception_caught",
+            Self::Jumped => "jumped",
+        }
+    }
+}
+
+/// Probes in place; they go when it is dropped (uprobe_multi) or given back to [`Kernel::detach`].
+#[derive(Debug)]
+pub enum Link {
+    /// One descriptor for all.
+    Multi(OwnedFd),
+    /// aya's, by program.
+    Perf(SiteProgram, Vec<UProbeLinkId>),
+}
+
+/// The loaded kernel side.
+pub struct Kernel {
+    ebpf: Ebpf,
+    mode: AttachMode,
+    multi: Vec<(SiteProgram, OwnedFd)>,
+}
+
+impl Kernel {
+    /// Loads everything. With `only_targets`, only processes given to [`Kernel::add_target`] and their descendants are
+    /// observed. `allow_multi = false` forces perf events.
+    ///
+    /// # Errors
+    /// What the kernel lacks or refuses.
+    pub fn load(only_targets: bool, allow_multi: bool) -> Result<Self, KernelError> {
+        let offsets = offsets::read(KERNEL_BTF)?;
+        let multi = allow_multi && Self::has_uprobe_multi();
+        let settings = Settings {
+            offsets,
+            only_targets: u32::from(only_targets),
+            may_fault: u32::from(multi),
+        };
+        let mut ebpf =
+            EbpfLoader::new().override_global("SETTINGS", bytes_of(&settings), true).load(OBJECT)?;
+        let mut kernel_multi = Vec::new();
+        let mode = if multi {
+            kernel_multi = load_multi(&ebpf, &settings)?;
+            AttachMode::UprobeMulti
+        } else {
+            for program in SiteProgram::ALL {
+                let loaded: &mut UProbe = program_of(&mut ebpf, program.name())?;
+                loaded.load().map_err(|error| refused(program.name(), &error))?;
+            }
+            AttachMode::PerfEvents
+        };
+        let mut kernel = Self { ebpf, mode, multi: kernel_multi };
+        kernel.attach_process_programs()?;
+        Ok(kernel)
+    }
+
+    /// Whether this kernel has uprobe_multi links (Linux 6.6): its BTF names the link type.
+    fn has_uprobe_multi() -> bool {
+        btf_rs::Btf::from_file(KERNEL_BTF)
+            .is_ok_and(|btf| btf.resolve_ids_by_name("bpf_uprobe_multi_link").is_ok_and(|ids| !ids.is_empty()))
+    }
+
+    fn attach_process_programs(&mut self) -> Result<(), KernelError> {
+        for (name, tracepoint) in [
+            ("process_forked", "sched_process_fork"),
+            ("process_executed", "sched_process_exec"),
+            ("thread_exited", "sched_process_exit"),
+        ] {
+            let program: &mut RawTracePoint = program_of(&mut self.ebpf, name)?;
+            program.load().map_err(|error| refused(name, &error))?;
+            program.attach(tracepoint).map_err(|error| refused(name, &error))?;
+        }
+        Ok(())
+    }
+
+    /// How probes are placed on this kernel.
+    #[must_use]
+    pub const fn mode(&self) -> AttachMode {
+        self.mode
+    }
+
+    /// The record stream. Can be taken once.
+    ///
+    /// # Errors
+    /// It was taken before.
+    pub fn take_events(&mut self) -> Result<RingBuf<MapData>, KernelError> {
+        let map = self.ebpf.take_map("EVENTS").ok_or_else(|| no_map("EVENTS", "taken before"))?;
+        RingBuf::try_from(map).map_err(|error| no_map("EVENTS", &error.to_string()))
+    }
+
+    /// Writes a probe program.
+    ///
+    /// # Errors
+    /// The index is too large or the kernel refused.
+    pub fn set_probe(&mut self, index: u32, program: &ProbeProgram) -> Result<(), KernelError> {
+        let mut program = program.seal();
+        program.flags |= flags::LIVE;
+        let mut probes: Array<_, Raw<ProbeProgram>> = self.typed_mut("PROBES")?;
+        probes.set(index, Raw(program), 0).map_err(|error| no_map("PROBES", &error.to_string()))
+    }
+
+    /// Observes a process and its descendants.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn add_target(&mut self, pid: u32) -> Result<(), KernelError> {
+        let mut targets: HashMap<_, u32, u32> = self.typed_mut("TARGETS")?;
+        targets.insert(pid, 1, 0).map_err(|error| no_map("TARGETS", &error.to_string()))
+    }
+
+    /// Has the forks, execs and the exit of a process reported.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn add_worker(&mut self, process: ProcessKey) -> Result<(), KernelError> {
+        let mut workers: HashMap<_, u32, Raw<ProcessKey>> = self.typed_mut("WORKERS")?;
+        workers.insert(process.pid, Raw(process), 0).map_err(|error| no_map("WORKERS", &error.to_string()))
+    }
+
+    /// When a process last executed a program, nanoseconds of CLOCK_MONOTONIC; `None` if before the agent.
+    #[must_use]
+    pub fn executed_ns(&self, pid: u32) -> Option<u64> {
+        let map: HashMap<_, u32, u64> = HashMap::try_from(self.ebpf.map("EXECUTED")?).ok()?;
+        map.get(&pid, 0).ok()
+    }
+
+    /// What the programs counted, summed over the CPUs, by [`cadscope_common::settings::Counter`].
+    #[must_use]
+    pub fn counters(&self) -> Vec<u64> {
+        let Some(map) = self.ebpf.map("COUNTERS") else { return Vec::new() };
+        let Ok(map) = PerCpuArray::<_, u64>::try_from(map) else { return Vec::new() };
+        (0..COUNTERS).map(|index| map.get(&index, 0).map_or(0, |cpus| cpus.iter().sum())).collect()
+    }
+
+    /// Places probes in a file.
+    ///
+    /// # Errors
+    /// The kernel's refusal; nothing stays behind then.
+    pub fn attach(
+        &mut self,
+        file: &File,
+        program: SiteProgram,
+        sites: &[(FileOffset, Cookie)],
+    ) -> Result<Link, AttachError> {
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let refused = |reason: String| AttachError::Refused { sites: sites.len(), reason };
+        match self.mode {
+            AttachMode::UprobeMulti => {
+                let (_, fd) = self
+                    .multi
+                    .iter()
+                    .find(|(kind, _)| *kind == program)
+                    .ok_or_else(|| refused("program not loaded".to_owned()))?;
+                let path = CString::new(path).map_err(|error| refused(error.to_string()))?;
+                let offsets: Vec<u64> = sites.iter().map(|(offset, _)| offset.0).collect();
+                let cookies: Vec<u64> = sites.iter().map(|(_, cookie)| cookie.0).collect();
+                bpf::link_uprobe_multi(fd.as_fd(), &path, &offsets, &cookies)
+                    .map(Link::Multi)
+                    .map_err(|error| refused(error.to_string()))
+            }
+            AttachMode::PerfEvents => {
+                let loaded: &mut UProbe =
+                    program_of(&mut self.ebpf, program.name()).map_err(|error| refused(error.to_string()))?;
+                let mut ids = Vec::with_capacity(sites.len());
+                for (offset, cookie) in sites {
+                    let point = UProbeAttachPoint {
+                        location: UProbeAttachLocation::AbsoluteOffset(offset.0),
+                        cookie: Some(cookie.0),
+                    };
+                    match loaded.attach(point, &path, UProbeScope::AllProcesses) {
+                        Ok(id) => ids.push(id),
+                        Err(error) => {
+                            for id in ids {
+                                // It is being given up: nothing better can be done with a refusal here.
+                                let _ = loaded.detach(id);
+                            }
+                            return Err(refused(error.to_string()));
+                        }
+                    }
+                }
+                Ok(Link::Perf(program, ids))
+            }
+        }
+    }
+
+    /// Takes probes away.
+    pub fn detach(&mut self, link: Link) {
+        match link {
+            Link::Multi(fd) => drop(fd),
+            Link::Perf(program, ids) => {
+                if let Ok(loaded) = program_of::<UProbe>(&mut self.ebpf, program.name()) {
+                    for id in ids {
+                        // A link that is already gone is what was wanted.
+                        let _ = loaded.detach(id);
+                    }
+                }
+            }
+        }
+    }
+
+    fn typed_mut<'a, M: TryFrom<&'a mut Map, Error = aya::maps::MapError>>(
+        &'a mut self,
+        name: &'static str,
+    ) -> Result<M, KernelError> {
+        let map = self.ebpf.map_mut(name).ok_or_else(|| no_map(name, "missing"))?;
+        M::try_from(map).map_err(|error| no_map(name, &error.to_string()))
+    }
+}
+
+fn no_map(map: &'static str, reason: &str) -> KernelError {
+    KernelError::Map { map, reason: reason.to_owned() }
+}
+
+fn refused(program: &'static str, error: &ProgramError) -> KernelError {
+    let mut reason = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(inner) = source {
+        reason = format!("{reason}: {inner}");
+        source = inner.source();
+    }
+    KernelError::Program { program, reason }
+}
+
+fn program_of<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, KernelError>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
+{
+    let program =
+        ebpf.program_mut(name).ok_or(KernelError::Program { program: name, reason: "missing".to_owned() })?;
+    program.try_into().map_err(|error| refused(name, &error))
+}
+
+/// Loads the uprobe programs for uprobe_multi, over the maps that aya made.
+fn load_multi(ebpf: &Ebpf, settings: &Settings) -> Result<Vec<(SiteProgram, OwnedFd)>, KernelError> {
+    let damaged = |error: &dyn std::fmt::Display| KernelError::Object(error.to_string());
+    let mut object = aya_obj::Object::parse(OBJECT).map_err(|error| damaged(&error))?;
+    let globals = std::collections::HashMap::from([("SETTINGS", (bytes_of(settings), true))]);
+    object.patch_map_data(globals).map_err(|error| damaged(&error))?;
+    let text: HashSet<usize> = object.functions.keys().map(|(section, _)| *section).collect();
+    let maps: Vec<(String, RawFd, aya_obj::Map)> = object
+        .maps
+        .iter()
+        .filter_map(|(name, map)| Some((name.clone(), map_fd(ebpf.map(name)?)?, map.clone())))
+        .collect();
+    object
+        .relocate_maps(maps.iter().map(|(name, fd, map)| (name.as_str(), *fd, map)), &text)
+        .map_err(|error| damaged(&error))?;
+    object.relocate_calls(&text).map_err(|error| damaged(&error))?;
+    let mut loaded = Vec::new();
+    for program in SiteProgram::ALL {
+        let name = program.name();
+        let found = object.programs.get(name).ok_or_else(|| damaged(&name))?;
+        let function = object.functions.get(&found.function_key()).ok_or_else(|| damaged(&name))?;
+        let fd = bpf::load_uprobe_multi(name, &function.instructions, &found.license, true)
+            .map_err(|error| KernelError::Program { program: name, reason: error.to_string() })?;
+        loaded.push((program, fd));
+    }
+    Ok(loaded)
+}
+
+fn map_fd(map: &Map) -> Option<RawFd> {
+    let data = match map {
+        Map::Array(data)
+        | Map::HashMap(data)
+        | Map::LruHashMap(data)
+        | Map::PerCpuArray(data)
+        | Map::RingBuf(data) => data,
+        _ => return None,
+    };
+    Some(data.fd().as_fd().as_raw_fd())
+}

@@ -1,0 +1,131 @@
+//! The two calls of bpf(2) that aya 0.14 lacks: loading a program for uprobe_multi, and its link. The other place with
+//! `unsafe` on the user side.
+
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use aya_obj::generated::bpf_insn;
+
+const BPF_PROG_LOAD: libc::c_long = 5;
+const BPF_LINK_CREATE: libc::c_long = 28;
+const BPF_PROG_TYPE_KPROBE: u32 = 2;
+const BPF_TRACE_UPROBE_MULTI: u32 = 48;
+const BPF_F_SLEEPABLE: u32 = 1 << 4;
+const LOG_BYTES: u32 = 1 << 24;
+
+/// The head of `union bpf_attr` for BPF_PROG_LOAD, up to the attach type (Linux 4.17+).
+#[repr(C)]
+#[derive(Default)]
+struct ProgLoad {
+    prog_type: u32,
+    insn_cnt: u32,
+    insns: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log_buf: u64,
+    kern_version: u32,
+    prog_flags: u32,
+    prog_name: [u8; 16],
+    prog_ifindex: u32,
+    expected_attach_type: u32,
+}
+
+/// `union bpf_attr` for BPF_LINK_CREATE of a uprobe_multi link (Linux 6.6+).
+#[repr(C)]
+#[derive(Default)]
+struct LinkCreate {
+    prog_fd: u32,
+    target_fd: u32,
+    attach_type: u32,
+    flags: u32,
+    path: u64,
+    offsets: u64,
+    ref_ctr_offsets: u64,
+    cookies: u64,
+    cnt: u32,
+    multi_flags: u32,
+    pid: u32,
+    padding: u32,
+}
+
+const _: () = assert!(size_of::<ProgLoad>() == 72);
+const _: () = assert!(size_of::<LinkCreate>() == 64);
+
+fn call<T>(command: libc::c_long, attr: &T) -> io::Result<OwnedFd> {
+    let size = size_of::<T>();
+    // SAFETY: the kernel reads `size` bytes of `attr` and what its pointers name, which the callers keep alive.
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), size) };
+    let fd = i32::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
+    // SAFETY: a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn address<T>(pointer: *const T) -> u64 {
+    pointer.addr() as u64
+}
+
+/// Loads a program for uprobe_multi links. The error carries the verifier's last lines.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn load_uprobe_multi(
+    name: &str,
+    instructions: &[bpf_insn],
+    license: &CStr,
+    sleepable: bool,
+) -> io::Result<OwnedFd> {
+    let mut attr = ProgLoad {
+        prog_type: BPF_PROG_TYPE_KPROBE,
+        insn_cnt: u32::try_from(instructions.len()).unwrap_or(u32::MAX),
+        insns: address(instructions.as_ptr()),
+        license: address(license.as_ptr()),
+        prog_flags: if sleepable { BPF_F_SLEEPABLE } else { 0 },
+        expected_attach_type: BPF_TRACE_UPROBE_MULTI,
+        ..ProgLoad::default()
+    };
+    for (to, from) in attr.prog_name.iter_mut().take(15).zip(name.bytes()) {
+        *to = from;
+    }
+    let refusal = match call(BPF_PROG_LOAD, &attr) {
+        Ok(fd) => return Ok(fd),
+        Err(refusal) => refusal,
+    };
+    let mut log = vec![0_u8; LOG_BYTES as usize];
+    attr.log_level = 1;
+    attr.log_size = LOG_BYTES;
+    attr.log_buf = address(log.as_mut_ptr());
+    match call(BPF_PROG_LOAD, &attr) {
+        Ok(fd) => Ok(fd),
+        Err(_) => {
+            let end = log.iter().position(|byte| *byte == 0).unwrap_or(log.len());
+            let text = String::from_utf8_lossy(log.get(..end).unwrap_or_default());
+            let mut tail: Vec<&str> = text.lines().rev().take(4).collect();
+            tail.reverse();
+            Err(io::Error::new(refusal.kind(), format!("{refusal}; verifier: {}", tail.join(" | "))))
+        }
+    }
+}
+
+/// Attaches a program to offsets of a file, each with its cookie; the probes go when the descriptor is closed.
+///
+/// # Errors
+/// The kernel's refusal: EINVAL before Linux 6.6, EPERM without CAP_BPF and CAP_PERFMON, or the file is unsuitable.
+pub fn link_uprobe_multi(
+    program: BorrowedFd<'_>,
+    path: &CString,
+    offsets: &[u64],
+    cookies: &[u64],
+) -> io::Result<OwnedFd> {
+    let attr = LinkCreate {
+        prog_fd: u32::try_from(program.as_raw_fd()).unwrap_or(u32::MAX),
+        attach_type: BPF_TRACE_UPROBE_MULTI,
+        path: address(path.as_ptr()),
+        offsets: address(offsets.as_ptr()),
+        cookies: address(cookies.as_ptr()),
+        cnt: u32::try_from(offsets.len().min(cookies.len())).unwrap_or(u32::MAX),
+        ..LinkCreate::default()
+    };
+    call(BPF_LINK_CREATE, &attr)
+}
