@@ -1,6 +1,16 @@
 //! Turns the bytes of an ELF file into sites: where to probe so that every call's begin and end is seen.
 //!
 //! Pure: bytes in, values out; no I/O, no clock. Whatever the bytes are, the answer is a value, in bounded time.
+//! What cannot be placed with certainty is refused with the reason: a probe inside an instruction corrupts the
+//! worker, and one at the wrong exit reports nonsense.
+
+mod elf;
+mod exits;
+mod frames;
+mod placement;
+
+pub use elf::{ElfFile, Symbol};
+pub use placement::{FollowPolicy, Placement};
 
 use cadscope_common::cookie::{Base, Edge};
 
@@ -81,6 +91,12 @@ pub enum Unplaceable {
     /// A jump through a register or memory that is neither a jump table nor provably a tail call.
     #[error("indirect jump at {0:#x} is neither a known jump table nor a tail call")]
     IndirectJump(u64),
+    /// A conditional jump that leaves for another file: whether it is an exit is not known where it stands.
+    #[error("conditional tail call at {0:#x}")]
+    ConditionalTailCall(u64),
+    /// A loop runs over the entry, so that nothing in it is executed once a call.
+    #[error("the entry is the head of a loop")]
+    EntryRepeats,
     /// The work is done by a function of another file, which the jump at this address goes to.
     #[error("its work is done by {0}, in another file")]
     WorkElsewhere(String),

@@ -1,0 +1,496 @@
+//! Turns a function's code into its body: every instruction, every way in and every way out.
+//!
+//! The body is the code of the function's frame and of its `.cold` fragments. All of it must decode, and every jump,
+//! jump table entry and landing pad must hit an instruction's first byte: then the instruction boundaries are
+//! certain, and a probe cannot fall into the middle of one. What cannot be decided is refused.
+
+use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
+
+use super::elf::{ElfFile, u32_at, u64_at};
+use super::frames::{Distance, Frame};
+use super::{Unplaceable, Vaddr};
+
+/// Most code of one function with its fragments, in bytes.
+const MOST_CODE_BYTES: u64 = 1 << 20;
+/// Most pieces (function and fragments) of one function.
+const MOST_PIECES: usize = 64;
+/// Most entries of one jump table.
+const MOST_TABLE_ENTRIES: u64 = 4096;
+/// How far before an indirect jump its table is looked for, in instructions.
+const TABLE_WINDOW: usize = 24;
+/// Largest function that is looked into to see whether it is a fragment that jumps back, in bytes.
+const LARGEST_FRAGMENT_GUESS: u64 = 4096;
+
+/// All code of one function.
+#[derive(Debug)]
+pub(super) struct Body {
+    /// The function first, then its fragments.
+    pub(super) pieces: Vec<Piece>,
+    /// Where control arrives by other means than falling through, by address.
+    pub(super) arrivals: Vec<Arrival>,
+    /// Every way out.
+    pub(super) leaves: Vec<Leave>,
+}
+
+/// A stretch of code under one frame description.
+#[derive(Debug)]
+pub(super) struct Piece {
+    /// Its frame.
+    pub(super) frame: Frame,
+    /// Its instructions, without gaps.
+    pub(super) code: Vec<Instruction>,
+    /// It belongs to this function alone.
+    pub(super) is_own: bool,
+}
+
+/// A place that control reaches by a jump or a landing exception.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Arrival {
+    /// The place.
+    pub(super) at: u64,
+    /// The direct jump that leads there; none for a jump table or landing pad.
+    pub(super) from: Option<u64>,
+}
+
+/// One way out, as (piece, instruction).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Leave {
+    /// Which piece.
+    pub(super) piece: usize,
+    /// Which instruction of it.
+    pub(super) index: usize,
+    /// How.
+    pub(super) how: How,
+}
+
+/// How control leaves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum How {
+    /// By a return.
+    Return,
+    /// By a tail call to a function of this file.
+    TailCall(u64),
+    /// By a tail call to a symbol, through the PLT or the GOT.
+    TailCallByName(String),
+    /// By a tail call through a register or memory: a virtual function.
+    TailCallUnknown,
+}
+
+impl Body {
+    /// Reads the function that starts at an address.
+    pub(super) fn read(file: &ElfFile<'_>, start: Vaddr, size: u64) -> Result<Self, Unplaceable> {
+        let frame = file.frames.as_ref().and_then(|frames| frames.at(start.0)).ok_or(Unplaceable::NoFrame)?;
+        if frame.start != start.0 || size > frame.end - frame.start {
+            return Err(Unplaceable::NoFrame);
+        }
+        let mut reading = Reading {
+            file,
+            body: Self { pieces: Vec::new(), arrivals: Vec::new(), leaves: Vec::new() },
+            bytes: 0,
+        };
+        reading.add(frame, true)?;
+        let mut piece = 0;
+        while piece < reading.body.pieces.len() {
+            reading.read_piece(piece)?;
+            piece += 1;
+        }
+        let mut body = reading.body;
+        body.arrivals.sort_unstable();
+        body.arrivals.dedup();
+        match body.arrivals.iter().find(|arrival| body.find(arrival.at).is_none()) {
+            Some(arrival) => Err(Unplaceable::Undecodable(arrival.at)),
+            None => Ok(body),
+        }
+    }
+
+    /// The instruction that starts at an address, as (piece, instruction).
+    pub(super) fn find(&self, vaddr: u64) -> Option<(usize, usize)> {
+        let piece = self.pieces.iter().position(|piece| piece.frame.contains(vaddr))?;
+        let index = self.pieces.get(piece)?.code.binary_search_by_key(&vaddr, Instruction::ip).ok()?;
+        Some((piece, index))
+    }
+
+    /// Ways to reach an address other than falling through.
+    pub(super) fn arrivals_at(&self, vaddr: u64) -> &[Arrival] {
+        let first = self.arrivals.partition_point(|arrival| arrival.at < vaddr);
+        let rest = self.arrivals.get(first..).unwrap_or_default();
+        rest.get(..rest.partition_point(|arrival| arrival.at == vaddr)).unwrap_or_default()
+    }
+
+    /// Whether the function does anything by calling, other than giving up.
+    pub(super) fn calls(&self, file: &ElfFile<'_>) -> bool {
+        self.pieces.first().is_some_and(|piece| {
+            piece.code.iter().any(|instruction| match instruction.flow_control() {
+                FlowControl::IndirectCall => true,
+                FlowControl::Call => !is_noreturn_call(file, instruction),
+                _ => false,
+            })
+        })
+    }
+}
+
+/// A body while it is read.
+struct Reading<'f, 'a> {
+    file: &'f ElfFile<'a>,
+    body: Body,
+    bytes: u64,
+}
+
+impl Reading<'_, '_> {
+    /// Decodes the code of a frame and adds it.
+    fn add(&mut self, frame: Frame, is_own: bool) -> Result<(), Unplaceable> {
+        self.bytes = self.bytes.saturating_add(frame.end.saturating_sub(frame.start));
+        if self.bytes > MOST_CODE_BYTES || self.body.pieces.len() >= MOST_PIECES {
+            return Err(Unplaceable::TooLarge(self.bytes));
+        }
+        let code = decode(self.file, &frame)?;
+        self.body.pieces.push(Piece { frame, code, is_own });
+        Ok(())
+    }
+
+    /// Finds the ways into and out of a piece, and the fragments that it leads to.
+    fn read_piece(&mut self, piece: usize) -> Result<(), Unplaceable> {
+        let Some(frame) = self.body.pieces.get(piece).map(|piece| piece.frame.clone()) else { return Ok(()) };
+        let pads = frame.landing_pads(self.file).ok_or(Unplaceable::NoFrame)?;
+        for pad in pads {
+            if !self.covers(pad) {
+                self.add(self.frame_at(pad).ok_or(Unplaceable::Undecodable(pad))?, true)?;
+            }
+            self.body.arrivals.push(Arrival { at: pad, from: None });
+        }
+        let mut index = 0;
+        while let Some(instruction) =
+            self.body.pieces.get(piece).and_then(|piece| piece.code.get(index)).copied()
+        {
+            let how = match instruction.flow_control() {
+                FlowControl::Return => Some(How::Return),
+                FlowControl::UnconditionalBranch | FlowControl::ConditionalBranch => {
+                    self.jump(&frame, &instruction)?
+                }
+                FlowControl::IndirectBranch => self.indirect_jump(&frame, piece, index, &instruction)?,
+                FlowControl::XbeginXabortXend => return Err(Unplaceable::Undecodable(instruction.ip())),
+                _ => None,
+            };
+            if let Some(how) = how {
+                self.body.leaves.push(Leave { piece, index, how });
+            }
+            index += 1;
+        }
+        Ok(())
+    }
+
+    /// Follows a direct jump: within the body, into a fragment of it, or out of it.
+    fn jump(&mut self, frame: &Frame, jump: &Instruction) -> Result<Option<How>, Unplaceable> {
+        let (from, to) = (jump.ip(), jump.near_branch_target());
+        if !is_near(jump) {
+            return Err(Unplaceable::Undecodable(from));
+        }
+        if self.covers(to) {
+            self.body.arrivals.push(Arrival { at: to, from: Some(from) });
+            return Ok(None);
+        }
+        let is_conditional = jump.flow_control() == FlowControl::ConditionalBranch;
+        let distance = frame.distance(from);
+        let at_slot = distance == Some(Distance::AT_SLOT);
+        if let Some(name) = plt_name(self.file, to) {
+            return match (is_conditional, at_slot) {
+                (false, true) => Ok(Some(How::TailCallByName(name.to_owned()))),
+                (true, _) => Err(Unplaceable::ConditionalTailCall(from)),
+                (false, false) => Err(Unplaceable::NoDistance(from)),
+            };
+        }
+        let Some(target) = self.frame_at(to) else {
+            // Assembly without a frame description.
+            return if at_slot && !is_conditional && self.file.file_offset(to).is_some() {
+                Ok(Some(How::TailCall(to)))
+            } else {
+                Err(Unplaceable::IndirectJump(from))
+            };
+        };
+        let is_fragment = to != target.start || target.is_cold || !at_slot || self.jumps_back(&target);
+        if is_fragment && target.distance(to) != distance {
+            return Err(Unplaceable::NoDistance(from));
+        }
+        if !is_fragment && !is_conditional {
+            return Ok(Some(How::TailCall(to)));
+        }
+        // A conditional jump to something that looks like a function is a fragment that starts without a frame, or
+        // a conditional tail call. Its returns end this operation either way; others may call it too.
+        let is_own = is_fragment && (target.is_cold || to == target.start);
+        self.add(target, is_own)?;
+        self.body.arrivals.push(Arrival { at: to, from: Some(from) });
+        Ok(None)
+    }
+
+    /// Follows a jump through a register or memory: a jump table or a tail call.
+    fn indirect_jump(
+        &mut self,
+        frame: &Frame,
+        piece: usize,
+        index: usize,
+        jump: &Instruction,
+    ) -> Result<Option<How>, Unplaceable> {
+        let from = jump.ip();
+        let before =
+            self.body.pieces.get(piece).and_then(|piece| piece.code.get(..index)).unwrap_or_default();
+        if let Some(table) = JumpTable::find(before, jump) {
+            let targets = table.targets(self.file, |to| self.body.find(to).is_some());
+            if targets.is_empty() {
+                return Err(Unplaceable::IndirectJump(from));
+            }
+            for to in targets {
+                if !self.covers(to) {
+                    let target = self.frame_at(to).ok_or(Unplaceable::IndirectJump(from))?;
+                    if target.distance(to) != frame.distance(from) || !(target.is_cold || to != target.start)
+                    {
+                        return Err(Unplaceable::IndirectJump(from));
+                    }
+                    let is_own = target.is_cold;
+                    self.add(target, is_own)?;
+                }
+                self.body.arrivals.push(Arrival { at: to, from: None });
+            }
+            return Ok(None);
+        }
+        if frame.distance(from) != Some(Distance::AT_SLOT) || is_table_like(before, jump) {
+            return Err(Unplaceable::IndirectJump(from));
+        }
+        let name = (jump.is_ip_rel_memory_operand())
+            .then(|| self.file.slot_name(jump.ip_rel_memory_address()))
+            .flatten();
+        Ok(Some(name.map_or(How::TailCallUnknown, |name| How::TailCallByName(name.to_owned()))))
+    }
+
+    fn covers(&self, vaddr: u64) -> bool {
+        self.body.pieces.iter().any(|piece| piece.frame.contains(vaddr))
+    }
+
+    fn frame_at(&self, vaddr: u64) -> Option<Frame> {
+        self.file.frames.as_ref()?.at(vaddr)
+    }
+
+    /// Whether code jumps into the middle of the body, as only a fragment of it does.
+    fn jumps_back(&self, target: &Frame) -> bool {
+        if target.end - target.start > LARGEST_FRAGMENT_GUESS
+            || self.file.name_at(Vaddr(target.start)).is_some()
+        {
+            return false;
+        }
+        let starts: Vec<u64> = self.body.pieces.iter().map(|piece| piece.frame.start).collect();
+        decode(self.file, target).is_ok_and(|code| {
+            code.iter().any(|instruction| {
+                let to = instruction.near_branch_target();
+                instruction.is_jmp_short_or_near() | instruction.is_jcc_short_or_near()
+                    && self.covers(to)
+                    && !starts.contains(&to)
+            })
+        })
+    }
+}
+
+/// Decodes all code of a frame.
+fn decode(file: &ElfFile<'_>, frame: &Frame) -> Result<Vec<Instruction>, Unplaceable> {
+    let length = frame.end.saturating_sub(frame.start);
+    if length > MOST_CODE_BYTES {
+        return Err(Unplaceable::TooLarge(length));
+    }
+    let bytes = file.code(frame.start, frame.end).ok_or(Unplaceable::NotCode)?;
+    let mut code = Vec::with_capacity(bytes.len() / 3);
+    for instruction in Decoder::with_ip(64, bytes, frame.start, DecoderOptions::NONE) {
+        if instruction.is_invalid() {
+            return Err(Unplaceable::Undecodable(instruction.ip()));
+        }
+        code.push(instruction);
+    }
+    Ok(code)
+}
+
+fn is_near(jump: &Instruction) -> bool {
+    jump.op0_kind() == OpKind::NearBranch64
+}
+
+/// The symbol that a PLT stub at an address jumps to.
+pub(super) fn plt_name<'a>(file: &ElfFile<'a>, vaddr: u64) -> Option<&'a str> {
+    let bytes = file.code(vaddr, vaddr.checked_add(16)?)?;
+    // endbr64, f2 (bnd) and ff 25 are all that a stub starts with: most targets are told by their first byte.
+    if !matches!(bytes.first(), Some(0xf2 | 0xf3 | 0xff)) {
+        return None;
+    }
+    let jump = Decoder::with_ip(64, bytes, vaddr, DecoderOptions::NONE)
+        .into_iter()
+        .take(2)
+        .find(|instruction| instruction.code() != Code::Endbr64)?;
+    if jump.code() != Code::Jmp_rm64 || !jump.is_ip_rel_memory_operand() {
+        return None;
+    }
+    file.slot_name(jump.ip_rel_memory_address())
+}
+
+/// Whether a call is to a function that never returns.
+pub(super) fn is_noreturn_call(file: &ElfFile<'_>, call: &Instruction) -> bool {
+    let name = if call.flow_control() == FlowControl::Call && is_near(call) {
+        let to = call.near_branch_target();
+        plt_name(file, to).or_else(|| file.name_at(Vaddr(to)))
+    } else if call.flow_control() == FlowControl::IndirectCall && call.is_ip_rel_memory_operand() {
+        file.slot_name(call.ip_rel_memory_address())
+    } else {
+        None
+    };
+    name.is_some_and(|name| {
+        matches!(
+            name,
+            "__stack_chk_fail"
+                | "__stack_chk_fail_local"
+                | "_Unwind_Resume"
+                | "__cxa_throw"
+                | "__cxa_rethrow"
+                | "__cxa_bad_cast"
+                | "__cxa_bad_typeid"
+                | "__cxa_throw_bad_array_new_length"
+                | "__cxa_pure_virtual"
+                | "abort"
+                | "exit"
+                | "_exit"
+                | "__assert_fail"
+                | "__fortify_fail"
+                | "__chk_fail"
+                | "_ZSt9terminatev"
+        ) || name.starts_with("_ZSt") && name.contains("__throw_")
+    })
+}
+
+/// A jump table: where it lies and how its entries name their targets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct JumpTable {
+    at: u64,
+    /// Entries are 32-bit distances from the table; otherwise 64-bit addresses.
+    is_relative: bool,
+    /// Number of entries, if a comparison before the jump tells.
+    count: Option<u64>,
+}
+
+impl JumpTable {
+    /// Recognises GCC's and Clang's forms: `lea t,[rip+table]; movsxd r,[t+i*4]; add r,t; jmp r` in
+    /// position-independent code, `jmp [table+i*8]` or a load of that otherwise.
+    fn find(before: &[Instruction], jump: &Instruction) -> Option<Self> {
+        if jump.op0_kind() == OpKind::Memory {
+            return Self::absolute(before, jump);
+        }
+        let register = jump.op0_register();
+        let window = before.get(before.len().saturating_sub(TABLE_WINDOW)..)?;
+        let writer = window.iter().rposition(|instruction| writes(instruction, register))?;
+        let (earlier, writer) = (window.get(..writer)?, window.get(writer)?);
+        if writer.mnemonic() == Mnemonic::Mov && writer.op1_kind() == OpKind::Memory {
+            return Self::absolute(earlier, writer);
+        }
+        if writer.mnemonic() != Mnemonic::Add || writer.op1_kind() != OpKind::Register {
+            return None;
+        }
+        let summands = [register, writer.op1_register()];
+        let load = earlier.iter().rfind(|instruction| {
+            instruction.mnemonic() == Mnemonic::Movsxd && summands.contains(&instruction.op0_register())
+        })?;
+        let base = load.memory_base();
+        if load.op1_kind() != OpKind::Memory
+            || load.memory_index_scale() != 4
+            || load.memory_displacement64() != 0
+        {
+            return None;
+        }
+        // The base may have been loaded long before, outside a loop; its entries tell whether it was this one.
+        let table = before.iter().rfind(|instruction| {
+            instruction.mnemonic() == Mnemonic::Lea && instruction.op0_register() == base
+        })?;
+        let at = table.is_ip_rel_memory_operand().then(|| table.ip_rel_memory_address())?;
+        Some(Self { at, is_relative: true, count: bound(window, load.memory_index()) })
+    }
+
+    fn absolute(before: &[Instruction], load: &Instruction) -> Option<Self> {
+        if load.memory_base() != Register::None
+            || load.memory_index() == Register::None
+            || load.memory_index_scale() != 8
+        {
+            return None;
+        }
+        let window = before.get(before.len().saturating_sub(TABLE_WINDOW)..)?;
+        Some(Self {
+            at: load.memory_displacement64(),
+            is_relative: false,
+            count: bound(window, load.memory_index()),
+        })
+    }
+
+    /// Where it leads. Without a known count, as far as its entries are instructions of the body.
+    fn targets(self, file: &ElfFile<'_>, is_instruction: impl Fn(u64) -> bool) -> Vec<u64> {
+        let Some(bytes) = file.bytes_at(self.at) else { return Vec::new() };
+        let mut targets = Vec::new();
+        for index in 0..self.count.unwrap_or(MOST_TABLE_ENTRIES).min(MOST_TABLE_ENTRIES) {
+            let target = if self.is_relative {
+                u32_at(bytes, index * 4)
+                    .map(|entry| self.at.wrapping_add_signed(i64::from(entry.cast_signed())))
+            } else {
+                u64_at(bytes, index * 8)
+            };
+            match target {
+                Some(target) if self.count.is_some() || is_instruction(target) => targets.push(target),
+                _ => break,
+            }
+        }
+        targets.sort_unstable();
+        targets.dedup();
+        targets
+    }
+}
+
+/// Number of table entries, from the last comparison of the index before the jump: `cmp index, last; ja default`.
+fn bound(window: &[Instruction], index: Register) -> Option<u64> {
+    let at = window.iter().rposition(|instruction| {
+        instruction.mnemonic() == Mnemonic::Cmp && instruction.op1_kind() != OpKind::Register
+    })?;
+    let compare = window.get(at)?;
+    let is_guarded =
+        window.get(at + 1..)?.iter().any(|instruction| matches!(instruction.mnemonic(), Mnemonic::Ja));
+    let compared = compare.op0_kind() == OpKind::Memory || same_register(compare.op0_register(), index) || {
+        // The index may have been moved, for instance by `mov eax, edi` or `movzx eax, al`.
+        window.get(at + 1..)?.iter().any(|instruction| {
+            instruction.op0_kind() == OpKind::Register
+                && same_register(instruction.op0_register(), index)
+                && instruction.op1_kind() == OpKind::Register
+                && same_register(instruction.op1_register(), compare.op0_register())
+        })
+    };
+    (is_guarded && compared && compare.try_immediate(1).is_ok())
+        .then(|| compare.immediate(1).checked_add(1))?
+        .filter(|count| *count <= MOST_TABLE_ENTRIES)
+}
+
+fn same_register(one: Register, other: Register) -> bool {
+    one.full_register() == other.full_register()
+}
+
+fn writes(instruction: &Instruction, register: Register) -> bool {
+    instruction.op_count() > 0
+        && instruction.op0_kind() == OpKind::Register
+        && same_register(instruction.op0_register(), register)
+        && !matches!(instruction.mnemonic(), Mnemonic::Cmp | Mnemonic::Test | Mnemonic::Push)
+}
+
+/// Whether an indirect jump looks like that of a jump table, though the table was not found.
+fn is_table_like(before: &[Instruction], jump: &Instruction) -> bool {
+    if jump.op0_kind() == OpKind::Memory {
+        return jump.memory_index() != Register::None || is_notrack(jump);
+    }
+    let register = jump.op0_register();
+    let window = before.get(before.len().saturating_sub(TABLE_WINDOW)..).unwrap_or_default();
+    let writer = window.iter().rfind(|instruction| writes(instruction, register));
+    is_notrack(jump)
+        || writer.is_some_and(|writer| {
+            matches!(writer.mnemonic(), Mnemonic::Add | Mnemonic::Sub)
+                || writer.op1_kind() == OpKind::Memory && writer.memory_index() != Register::None
+        })
+}
+
+/// GCC marks the jumps of its jump tables so when it protects indirect jumps (`-fcf-protection`).
+fn is_notrack(jump: &Instruction) -> bool {
+    jump.segment_prefix() == Register::DS
+}

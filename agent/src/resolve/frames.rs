@@ -1,0 +1,289 @@
+//! Turns `.eh_frame` into frames: which code belongs to which function or fragment, how far the slot is from a
+//! register at each of its instructions, and where exceptions land in it.
+//!
+//! The slot is the address of the return address: the canonical frame address less 8. Where the frame is not
+//! described by `rsp + n` or `rbp + n`, the distance is not known there, and no probe may be placed.
+
+use std::sync::OnceLock;
+
+use cadscope_common::cookie::Base;
+use gimli::{
+    BaseAddresses, CallFrameInstruction, CfaRule, EhFrame, EhFrameHdr, EndianSlice, FrameDescriptionEntry,
+    LittleEndian, ParsedEhFrameHdr, Pointer, Reader, RegisterRule, UnwindContext, UnwindSection, X86_64,
+};
+
+use super::elf::ElfFile;
+
+type Slice<'a> = EndianSlice<'a, LittleEndian>;
+
+/// Longest frame description that is read, in bytes; the largest function of OCCT needs a tenth.
+const LONGEST_DESCRIPTION: usize = 1 << 18;
+/// Most frames that are indexed in a file without a search table.
+const MOST_FRAMES: usize = 1 << 22;
+/// Most call sites of one exception table.
+const MOST_CALL_SITES: usize = 1 << 16;
+
+/// The frame descriptions of a file.
+#[derive(Debug)]
+pub(super) struct Frames<'a> {
+    section: EhFrame<Slice<'a>>,
+    bases: BaseAddresses,
+    table: Option<ParsedEhFrameHdr<Slice<'a>>>,
+    /// (start, end, offset in the section) by start; only without a table.
+    index: OnceLock<Vec<(u64, u64, usize)>>,
+}
+
+/// How far the slot is from a register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Distance {
+    /// The register.
+    pub(super) base: Base,
+    /// Bytes from it to the slot.
+    pub(super) bytes: i32,
+}
+
+impl Distance {
+    /// The stack pointer is at the slot: a function's first instruction, its `ret`, and a tail call.
+    pub(super) const AT_SLOT: Self = Self { base: Base::StackPointer, bytes: 0 };
+}
+
+/// The code that one frame description covers: a function or a fragment of one.
+#[derive(Clone, Debug)]
+pub(super) struct Frame {
+    /// Address of its first instruction.
+    pub(super) start: u64,
+    /// Address after its last one.
+    pub(super) end: u64,
+    /// It begins with a frame already open, which no function does: it is a fragment (`.cold`) of another.
+    pub(super) is_cold: bool,
+    /// Address of its exception table.
+    exceptions: Option<u64>,
+    /// (first address, distance) in order of address; each holds up to the next.
+    rows: Vec<(u64, Option<Distance>)>,
+}
+
+impl<'a> Frames<'a> {
+    /// From the search table that `PT_GNU_EH_FRAME` names.
+    pub(super) fn with_table(file: &ElfFile<'a>, at: u64) -> Option<Self> {
+        let bytes = file.bytes_at(at)?;
+        let bases = BaseAddresses::default().set_eh_frame_hdr(at);
+        let header = EhFrameHdr::new(bytes, LittleEndian).parse(&bases, 8).ok()?;
+        let Pointer::Direct(section) = header.eh_frame_ptr() else { return None };
+        let mut frames = Self::without_table(file, section)?;
+        frames.bases = frames.bases.set_eh_frame_hdr(at);
+        frames.table = header.table().is_some().then_some(header);
+        Some(frames)
+    }
+
+    /// From the section alone, which is read from its begin to find a function.
+    pub(super) fn without_table(file: &ElfFile<'a>, at: u64) -> Option<Self> {
+        // Only a section header would tell where it ends; its terminator does as well.
+        let mut section = EhFrame::new(file.bytes_at(at)?, LittleEndian);
+        section.set_address_size(8);
+        Some(Self {
+            section,
+            bases: BaseAddresses::default().set_eh_frame(at),
+            table: None,
+            index: OnceLock::new(),
+        })
+    }
+
+    /// The frame that covers an address.
+    pub(super) fn at(&self, vaddr: u64) -> Option<Frame> {
+        let entry = match &self.table {
+            Some(header) => {
+                let table = header.table()?;
+                let pointer = table.lookup(vaddr, &self.bases).ok()?;
+                self.entry(table.pointer_to_offset(pointer).ok()?.0)?
+            }
+            None => {
+                let index = self.index.get_or_init(|| self.walk());
+                let at = index.partition_point(|(start, _, _)| *start <= vaddr).checked_sub(1)?;
+                self.entry(index.get(at)?.2)?
+            }
+        };
+        (entry.contains(vaddr) && entry.entry_len() <= LONGEST_DESCRIPTION).then(|| self.read(&entry))
+    }
+
+    fn entry(&self, offset: usize) -> Option<FrameDescriptionEntry<Slice<'a>>> {
+        self.section.fde_from_offset(&self.bases, offset.into(), EhFrame::cie_from_offset).ok()
+    }
+
+    fn walk(&self) -> Vec<(u64, u64, usize)> {
+        let mut index = Vec::new();
+        let mut entries = self.section.entries(&self.bases);
+        while let Ok(Some(entry)) = entries.next() {
+            if let gimli::CieOrFde::Fde(partial) = entry
+                && let Ok(entry) = partial.parse(EhFrame::cie_from_offset)
+                && index.len() < MOST_FRAMES
+            {
+                index.push((entry.initial_address(), entry.end_address(), entry.offset()));
+            }
+        }
+        index.sort_unstable();
+        index
+    }
+
+    fn read(&self, entry: &FrameDescriptionEntry<Slice<'a>>) -> Frame {
+        let mut rows = Vec::new();
+        let mut context = UnwindContext::new();
+        if let Ok(mut table) = entry.rows(&self.section, &self.bases, &mut context) {
+            loop {
+                match table.next_row() {
+                    Ok(Some(row)) => {
+                        let returns = row.register(X86_64::RA) == Some(RegisterRule::Offset(-8));
+                        rows.push((row.start_address(), if returns { distance(row.cfa()) } else { None }));
+                    }
+                    Ok(None) => break,
+                    Err(_) => {
+                        // From here on nothing is known.
+                        rows.clear();
+                        break;
+                    }
+                }
+            }
+        }
+        Frame {
+            start: entry.initial_address(),
+            end: entry.end_address(),
+            is_cold: self.is_cold(entry),
+            exceptions: match entry.lsda() {
+                Some(Pointer::Direct(at)) => Some(at),
+                _ => None,
+            },
+            rows,
+        }
+    }
+
+    /// A function starts with nothing but the return address on the stack. A fragment starts in the middle of an
+    /// open frame: its description says so before the first instruction, or in a CIE of its own (where gas folds it),
+    /// or saves several registers at once. Measured on unstripped libraries: 10,812 of 10,815 fragments of GCC 10
+    /// found, 0 of 51,684 functions mistaken; GCC 12: 17,276 of 17,520 and 0 of 214,288.
+    fn is_cold(&self, entry: &FrameDescriptionEntry<Slice<'a>>) -> bool {
+        let mut initial = entry.cie().instructions(&self.section, &self.bases);
+        while let Ok(Some(instruction)) = initial.next() {
+            match instruction {
+                CallFrameInstruction::Nop => {}
+                CallFrameInstruction::DefCfa { register: X86_64::RSP, offset: 8 } => {}
+                CallFrameInstruction::Offset { register: X86_64::RA, factored_offset: 1 } => {}
+                _ => return true,
+            }
+        }
+        let mut instructions = entry.instructions(&self.section, &self.bases);
+        let (mut advances, mut saved) = (0, 0);
+        while let Ok(Some(instruction)) = instructions.next() {
+            match instruction {
+                CallFrameInstruction::Nop => {}
+                CallFrameInstruction::AdvanceLoc { .. } => advances += 1,
+                _ if advances == 0 => return true,
+                CallFrameInstruction::Offset { .. } => saved += 1,
+                _ => {}
+            }
+            if advances > 1 {
+                break;
+            }
+        }
+        saved >= 2
+    }
+}
+
+impl Frame {
+    /// Distance from a register to the slot, before the instruction at an address runs.
+    pub(super) fn distance(&self, vaddr: u64) -> Option<Distance> {
+        if vaddr < self.start || vaddr >= self.end {
+            return None;
+        }
+        let row = self.rows.partition_point(|(start, _)| *start <= vaddr).checked_sub(1)?;
+        self.rows.get(row)?.1
+    }
+
+    /// Whether an address is in it.
+    pub(super) fn contains(&self, vaddr: u64) -> bool {
+        vaddr >= self.start && vaddr < self.end
+    }
+
+    /// Where control arrives without a jump: the landing pads of exceptions. They may lie in another fragment.
+    ///
+    /// None if the exception table cannot be read.
+    pub(super) fn landing_pads(&self, file: &ElfFile<'_>) -> Option<Vec<u64>> {
+        let Some(at) = self.exceptions.filter(|at| *at != 0) else { return Some(Vec::new()) };
+        let mut table = EncodedReader { rest: EndianSlice::new(file.bytes_at(at)?, LittleEndian), vaddr: at };
+        let encoding = table.u8()?;
+        let start = if encoding == gimli::DW_EH_PE_omit.0 { self.start } else { table.pointer(encoding)? };
+        if table.u8()? != gimli::DW_EH_PE_omit.0 {
+            table.uleb()?;
+        }
+        let encoding = table.u8()?;
+        let length = table.uleb()?;
+        let end = table.vaddr.checked_add(length)?;
+        let mut pads = Vec::new();
+        while table.vaddr < end {
+            let (_start, _length) = (table.pointer(encoding)?, table.pointer(encoding)?);
+            let (pad, _action) = (table.pointer(encoding)?, table.uleb()?);
+            if pad != 0 {
+                pads.push(start.wrapping_add(pad));
+            }
+            if pads.len() > MOST_CALL_SITES {
+                return None;
+            }
+        }
+        pads.sort_unstable();
+        pads.dedup();
+        Some(pads)
+    }
+}
+
+fn distance(rule: &CfaRule<usize>) -> Option<Distance> {
+    let CfaRule::RegisterAndOffset { register, offset } = rule else { return None };
+    let base = match *register {
+        X86_64::RSP => Base::StackPointer,
+        X86_64::RBP => Base::FramePointer,
+        _ => return None,
+    };
+    Some(Distance { base, bytes: i32::try_from(offset.checked_sub(8)?).ok()? })
+}
+
+/// Reads the values of an exception table and knows its address, from which some count.
+struct EncodedReader<'a> {
+    rest: Slice<'a>,
+    vaddr: u64,
+}
+
+impl<'a> EncodedReader<'a> {
+    fn read<T>(&mut self, read: impl FnOnce(&mut Slice<'a>) -> gimli::Result<T>) -> Option<T> {
+        let before = self.rest.len();
+        let value = read(&mut self.rest).ok()?;
+        self.vaddr = self.vaddr.checked_add(u64::try_from(before - self.rest.len()).ok()?)?;
+        Some(value)
+    }
+
+    fn u8(&mut self) -> Option<u8> {
+        self.read(Reader::read_u8)
+    }
+
+    fn uleb(&mut self) -> Option<u64> {
+        self.read(Reader::read_uleb128)
+    }
+
+    /// A value in a `DW_EH_PE` encoding: absolute or counted from its own address.
+    #[allow(clippy::cast_sign_loss, reason = "added modulo 2^64")]
+    fn pointer(&mut self, encoding: u8) -> Option<u64> {
+        let at = self.vaddr;
+        let value = match encoding & 15 {
+            0x00 | 0x04 | 0x0c => self.read(Reader::read_u64)?,
+            0x01 => self.uleb()?,
+            0x02 => u64::from(self.read(Reader::read_u16)?),
+            0x03 => u64::from(self.read(Reader::read_u32)?),
+            0x09 => self.read(Reader::read_sleb128)? as u64,
+            0x0a => i64::from(self.read(Reader::read_i16)?) as u64,
+            0x0b => i64::from(self.read(Reader::read_i32)?) as u64,
+            _ => return None,
+        };
+        match encoding & 0xf0 {
+            0x00 => Some(value),
+            0x10 if value == 0 => Some(0),
+            0x10 => Some(value.wrapping_add(at)),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,511 @@
+//! Turns a body into sites: at which instruction a probe tells that a call begins or ends, at the least cost.
+//!
+//! The kernel emulates a few instructions (`push`, `nop`, near jumps and calls) and single-steps the others, which
+//! costs a factor of 3 on bare metal and of 20 in a VM. So a probe sits on an emulated instruction where one tells
+//! the same: for the entry, one that is executed exactly once in every call, before anything that an observer reads
+//! has changed; for an exit, one that always leads straight to it. Otherwise it sits on the first instruction or on
+//! the `ret` itself.
+//!
+//! # Which callee a tail call ends in
+//! A function that leaves by a tail call has left its frame, and its caller gets the callee's return. Whether the
+//! callee is part of the operation is decided by [`FollowPolicy`]; followed callees are observed at their own exits
+//! ([`Edge::TailLeave`]), where the slot is the same.
+
+use cadscope_common::cookie::{Edge, RETURN_NOT_FINAL};
+use iced_x86::{
+    Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
+    Register,
+};
+
+use super::elf::{ElfFile, Symbol};
+use super::exits::{Body, How, Leave, Piece, is_noreturn_call};
+use super::frames::Distance;
+use super::{Exit, Site, SiteClass, Sites, Unplaceable, Vaddr};
+
+/// How far into a function its entry is looked for, in instructions.
+const ENTRY_WINDOW: usize = 12;
+/// How far before a `ret` a site for it is looked for, in instructions.
+const EXIT_WINDOW: usize = 32;
+/// How many tail calls in a row are followed.
+const MOST_FOLLOWED: usize = 4;
+/// Most exits of one function, with those of followed callees.
+const MOST_EXITS: usize = 256;
+/// A callee up to this size, in bytes, is taken for an epilogue of its caller: a release, a forwarded setter.
+const TRIVIAL_BYTES: u64 = 64;
+/// How far from a failed check the call that does not return is looked for, in instructions.
+const GIVE_UP_WINDOW: usize = 4;
+
+/// What counts as part of an operation that leaves by a tail call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FollowPolicy {
+    /// The callee if it does the work:
+    ///
+    /// * never a destructor, `operator delete`, `free`, or OCCT's `Command::Done` and `NotDone`: these end an
+    ///   operation whose work is over;
+    /// * in this file: if the caller calls nothing itself and never returns by itself, for then the work is there;
+    ///   otherwise if it has a name that is not weak and is larger than 64 bytes, for weak and unnamed functions are
+    ///   containers and other inline code of headers, which many callers share;
+    /// * in another file: it cannot be followed. If the caller calls nothing itself and never returns by itself, the
+    ///   work is elsewhere and the function is refused; otherwise the operation ends at the jump;
+    /// * through a register or memory (a virtual function): the operation ends at the jump.
+    #[default]
+    Work,
+    /// No callee: the operation ends at the jump.
+    Never,
+    /// Every callee that is not one of the endings named above; the function is refused if one is in another file.
+    Always,
+}
+
+/// What an exit site has to be good for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Placement {
+    /// Cost as little as possible.
+    #[default]
+    Cheapest,
+    /// The return value must be readable at it, even if that costs.
+    ReturnFinal,
+}
+
+impl ElfFile<'_> {
+    /// All sites of a function, at the least cost, following tail calls to where the work is done.
+    ///
+    /// # Errors
+    /// If the function is not here or not every call's begin and end would be seen.
+    pub fn place(&self, symbol: &str) -> Result<Sites, Unplaceable> {
+        self.place_with(symbol, FollowPolicy::default(), Placement::default())
+    }
+
+    /// All sites of a function, given mangled.
+    ///
+    /// # Errors
+    /// If the function is not here or not every call's begin and end would be seen.
+    pub fn place_with(
+        &self,
+        symbol: &str,
+        follow: FollowPolicy,
+        placement: Placement,
+    ) -> Result<Sites, Unplaceable> {
+        let function = self.function(symbol)?;
+        let mut placing =
+            Placing { file: self, follow, placement, exits: Vec::new(), seen: vec![function.vaddr.0] };
+        let body = Body::read(self, function.vaddr, function.size)?;
+        let entry = placing.entry(&body)?;
+        placing.leave(&body, None, 0)?;
+        if placing.exits.is_empty() {
+            return Err(Unplaceable::NoExit);
+        }
+        let mut exits = placing.exits;
+        exits.sort_by_key(|(site, _)| site.vaddr);
+        exits.dedup_by_key(|(site, _)| site.vaddr);
+        let tail_calls = exits.iter().any(|(_, exit)| matches!(exit, Exit::Followed(_)));
+        Ok(Sites { entry, exits, tail_calls })
+    }
+
+    /// The entry alone, for a function whose end is of no interest (`__cxa_begin_catch`, `longjmp`). Unlike
+    /// [`place`](Self::place) it needs no frame description.
+    ///
+    /// # Errors
+    /// If the function is not here, or its first instruction cannot be probed.
+    pub fn entry(&self, symbol: &str) -> Result<Site, Unplaceable> {
+        let function = self.function(symbol)?;
+        let placing = Placing {
+            file: self,
+            follow: FollowPolicy::Never,
+            placement: Placement::Cheapest,
+            exits: Vec::new(),
+            seen: Vec::new(),
+        };
+        if let Ok(body) = Body::read(self, function.vaddr, function.size) {
+            return placing.entry(&body);
+        }
+        let bytes = self.bytes_at(function.vaddr.0).ok_or(Unplaceable::NotCode)?;
+        let bytes = bytes.get(..bytes.len().min(32)).unwrap_or(bytes);
+        let first = Decoder::with_ip(64, bytes, function.vaddr.0, DecoderOptions::NONE)
+            .into_iter()
+            .take(2)
+            .find(|instruction| instruction.mnemonic() != Mnemonic::Endbr64)
+            .filter(|instruction| !instruction.is_invalid())
+            .ok_or(Unplaceable::Undecodable(function.vaddr.0))?;
+        placing
+            .site(&first, Edge::Enter, Distance::AT_SLOT, RETURN_NOT_FINAL)
+            .ok_or(Unplaceable::Undecodable(first.ip()))
+    }
+
+    fn function(&self, symbol: &str) -> Result<Symbol, Unplaceable> {
+        let function = self.find(symbol).ok_or(Unplaceable::Absent)?;
+        if !function.is_function || self.file_offset(function.vaddr.0).is_none() {
+            return Err(Unplaceable::NotCode);
+        }
+        Ok(function)
+    }
+}
+
+/// A function while it is placed.
+struct Placing<'f, 'a> {
+    file: &'f ElfFile<'a>,
+    follow: FollowPolicy,
+    placement: Placement,
+    exits: Vec<(Site, Exit)>,
+    /// Functions whose exits are already taken.
+    seen: Vec<u64>,
+}
+
+/// Where a tail call goes.
+struct Callee {
+    name: Option<String>,
+    /// Its definition in this file, with its size in bytes.
+    here: Option<(Vaddr, u64)>,
+    /// It has a name, and no other file has a copy of it.
+    is_distinct: bool,
+    /// It is in another file.
+    is_elsewhere: bool,
+}
+
+impl Placing<'_, '_> {
+    /// The entry: the first emulated instruction that is reached in a straight line from the first one while
+    /// arguments and objects are as the caller left them; otherwise the first instruction.
+    fn entry(&self, body: &Body) -> Result<Site, Unplaceable> {
+        let piece = body.pieces.first().ok_or(Unplaceable::NoFrame)?;
+        let first = piece.code.first().ok_or(Unplaceable::NoFrame)?;
+        let mut factory = InstructionInfoFactory::new();
+        let mut fallback = None;
+        if body.arrivals_at(first.ip()).is_empty() {
+            for (index, instruction) in piece.code.iter().take(ENTRY_WINDOW).enumerate() {
+                if index > 0 && !body.arrivals_at(instruction.ip()).is_empty() {
+                    break;
+                }
+                if let Some(distance) = piece.frame.distance(instruction.ip())
+                    && let Some(site) = self.site(instruction, Edge::Enter, distance, RETURN_NOT_FINAL)
+                {
+                    if site.class == SiteClass::Emulated {
+                        return Ok(site);
+                    }
+                    // `endbr64` itself only if nothing better follows.
+                    if fallback.is_none() || index == 1 && first.mnemonic() == Mnemonic::Endbr64 {
+                        fallback = Some(site);
+                    }
+                }
+                if !keeps_arguments(&mut factory, instruction) {
+                    break;
+                }
+            }
+            return fallback.ok_or(Unplaceable::NoDistance(first.ip()));
+        }
+        Err(Unplaceable::EntryRepeats)
+    }
+
+    /// Takes the exits of a body; those of a followed callee under its name.
+    fn leave(&mut self, body: &Body, followed: Option<&str>, depth: usize) -> Result<(), Unplaceable> {
+        let hides_work = !body.leaves.iter().any(|leave| leave.how == How::Return) && !body.calls(self.file);
+        for leave in &body.leaves {
+            let Some(piece) = body.pieces.get(leave.piece) else { continue };
+            if self.exits.len() >= MOST_EXITS {
+                return Err(Unplaceable::TooLarge(piece.frame.end - piece.frame.start));
+            }
+            let edge = if followed.is_none() && piece.is_own { Edge::Leave } else { Edge::TailLeave };
+            let name = |exit| followed.map_or(exit, |name| Exit::Followed(name.to_owned()));
+            if leave.how == How::Return {
+                let site = self.exit(body, piece, leave, edge)?;
+                self.exits.push((site, name(Exit::Return)));
+                continue;
+            }
+            let callee = self.callee(&leave.how);
+            if self.follows(&callee, hides_work)? {
+                if callee.here.is_some_and(|(at, _)| self.seen.contains(&at.0)) {
+                    continue;
+                }
+                match self.follow(&callee, depth) {
+                    Ok(()) => continue,
+                    Err(error) if hides_work || self.follow == FollowPolicy::Always => return Err(error),
+                    // The function's own work is seen whole; only the callee's is not.
+                    Err(_) => {}
+                }
+            }
+            let jump = piece.code.get(leave.index).ok_or(Unplaceable::NoExit)?;
+            let site = self
+                .site(jump, edge, Distance::AT_SLOT, RETURN_NOT_FINAL)
+                .ok_or(Unplaceable::Undecodable(jump.ip()))?;
+            self.exits.push((site, name(Exit::TailCall(callee.name))));
+        }
+        Ok(())
+    }
+
+    fn callee(&self, how: &How) -> Callee {
+        match how {
+            How::TailCall(at) => {
+                let name = self.file.name_at(Vaddr(*at));
+                let is_weak = name.and_then(|name| self.file.is_weak(name));
+                let here = self.file.frames.as_ref().and_then(|frames| frames.at(*at));
+                Callee {
+                    name: Some(name.map_or_else(|| format!("sub_{at:x}"), str::to_owned)),
+                    here: here.map(|frame| (Vaddr(*at), frame.end.saturating_sub(*at))),
+                    is_distinct: is_weak == Some(false),
+                    is_elsewhere: false,
+                }
+            }
+            How::TailCallByName(name) => {
+                let here = self.file.find(name).filter(|symbol| symbol.is_function);
+                Callee {
+                    name: Some(name.clone()),
+                    here: here.map(|symbol| (symbol.vaddr, symbol.size)),
+                    is_distinct: here.is_some_and(|symbol| !symbol.weak),
+                    is_elsewhere: here.is_none(),
+                }
+            }
+            How::TailCallUnknown | How::Return => {
+                Callee { name: None, here: None, is_distinct: false, is_elsewhere: false }
+            }
+        }
+    }
+
+    /// Whether a callee is part of the operation; see [`FollowPolicy`].
+    fn follows(&self, callee: &Callee, hides_work: bool) -> Result<bool, Unplaceable> {
+        let is_ending = callee.name.as_deref().is_some_and(is_ending);
+        if self.follow == FollowPolicy::Never || is_ending {
+            return Ok(false);
+        }
+        let always = hides_work || self.follow == FollowPolicy::Always;
+        if callee.is_elsewhere && always {
+            return Err(Unplaceable::WorkElsewhere(callee.name.clone().unwrap_or_default()));
+        }
+        Ok(callee.here.is_some_and(|(_, size)| always || callee.is_distinct && size > TRIVIAL_BYTES))
+    }
+
+    /// Adds the exits of a callee; none of them if one of them cannot be placed.
+    fn follow(&mut self, callee: &Callee, depth: usize) -> Result<(), Unplaceable> {
+        let (Some((at, size)), Some(name)) = (callee.here, callee.name.as_deref()) else {
+            return Err(Unplaceable::NoExit);
+        };
+        if depth >= MOST_FOLLOWED {
+            return Err(Unplaceable::NoExit);
+        }
+        let before = (self.exits.len(), self.seen.len());
+        self.seen.push(at.0);
+        let outcome =
+            Body::read(self.file, at, size).and_then(|body| self.leave(&body, Some(name), depth + 1));
+        if outcome.is_err() {
+            self.exits.truncate(before.0);
+            self.seen.truncate(before.1);
+        }
+        outcome
+    }
+
+    /// The site that marks a `ret`: the nearest emulated instruction before it that always leads to it, or itself.
+    fn exit(&self, body: &Body, piece: &Piece, leave: &Leave, edge: Edge) -> Result<Site, Unplaceable> {
+        let ret = piece.code.get(leave.index).ok_or(Unplaceable::NoExit)?;
+        if piece.frame.distance(ret.ip()) != Some(Distance::AT_SLOT) {
+            return Err(Unplaceable::NoDistance(ret.ip()));
+        }
+        if let Some(site) = self.early_exit(body, piece, leave, edge) {
+            return Ok(site);
+        }
+        self.site(ret, edge, Distance::AT_SLOT, 0).ok_or(Unplaceable::Undecodable(ret.ip()))
+    }
+
+    fn early_exit(&self, body: &Body, piece: &Piece, leave: &Leave, edge: Edge) -> Option<Site> {
+        let mut factory = InstructionInfoFactory::new();
+        // The register that holds, before the instruction last looked at, what will be returned.
+        let mut value = Some(Register::RAX);
+        let (mut at, mut piece, mut index) = (piece.code.get(leave.index)?, piece, leave.index);
+        for _ in 0..EXIT_WINDOW {
+            // Step back to the only instruction from which this one is reached.
+            let previous =
+                index.checked_sub(1).and_then(|index| piece.code.get(index)).filter(|it| falls_through(it));
+            let (instruction, jumped) = match (body.arrivals_at(at.ip()), previous) {
+                ([], Some(previous)) => {
+                    index -= 1;
+                    (previous, false)
+                }
+                ([arrival], None) => {
+                    let (from_piece, from_index) = body.find(arrival.from?)?;
+                    piece = body.pieces.get(from_piece)?;
+                    index = from_index;
+                    (piece.code.get(index)?, true)
+                }
+                _ => return None,
+            };
+            match instruction.flow_control() {
+                FlowControl::Next => {
+                    if !keeps_objects(&mut factory, instruction) {
+                        return None;
+                    }
+                    value = value.and_then(|register| value_before(&mut factory, instruction, register));
+                }
+                FlowControl::UnconditionalBranch => {}
+                FlowControl::ConditionalBranch if self.gives_up(body, piece, index, jumped) => {}
+                _ => return None,
+            }
+            let register =
+                value.map_or(RETURN_NOT_FINAL, |register| u8::try_from(register.number()).unwrap_or(0));
+            if (self.placement == Placement::Cheapest || register != RETURN_NOT_FINAL)
+                && let Some(distance) = piece.frame.distance(instruction.ip())
+                && let Some(site) = self.site(instruction, edge, distance, register)
+                && site.class == SiteClass::Emulated
+            {
+                return Some(site);
+            }
+            at = instruction;
+        }
+        None
+    }
+
+    /// Whether the way that a conditional jump does not take towards the exit ends in a call that never returns.
+    fn gives_up(&self, body: &Body, piece: &Piece, index: usize, jumped: bool) -> bool {
+        let other = if jumped {
+            piece.code.get(index + 1).and_then(|next| body.find(next.ip()))
+        } else {
+            piece.code.get(index).and_then(|jump| body.find(jump.near_branch_target()))
+        };
+        let Some((other_piece, other_index)) = other else { return false };
+        let code =
+            body.pieces.get(other_piece).and_then(|piece| piece.code.get(other_index..)).unwrap_or_default();
+        for instruction in code.iter().take(GIVE_UP_WINDOW) {
+            match instruction.flow_control() {
+                FlowControl::Next => {}
+                FlowControl::Call | FlowControl::IndirectCall => {
+                    return is_noreturn_call(self.file, instruction);
+                }
+                _ => return false,
+            }
+        }
+        false
+    }
+
+    fn site(
+        &self,
+        instruction: &Instruction,
+        edge: Edge,
+        distance: Distance,
+        return_register: u8,
+    ) -> Option<Site> {
+        let vaddr = instruction.ip();
+        let bytes = self.file.code(vaddr, instruction.next_ip())?;
+        Some(Site {
+            offset: self.file.file_offset(vaddr)?,
+            vaddr: Vaddr(vaddr),
+            edge,
+            base: distance.base,
+            distance: distance.bytes,
+            return_register,
+            class: class_of(bytes)?,
+        })
+    }
+}
+
+/// Whether a function ends operations whose work is over: frees, destroys, or marks as done.
+fn is_ending(name: &str) -> bool {
+    matches!(name, "free" | "cfree" | "_ZN8Standard4FreeEPv")
+        || name.starts_with("_Zdl")
+        || name.starts_with("_Zda")
+        || name.ends_with("D0Ev")
+        || name.ends_with("D1Ev")
+        || name.ends_with("D2Ev")
+        || name.ends_with("4DoneEv")
+        || name.ends_with("7NotDoneEv")
+}
+
+fn falls_through(instruction: &Instruction) -> bool {
+    !matches!(
+        instruction.flow_control(),
+        FlowControl::UnconditionalBranch
+            | FlowControl::IndirectBranch
+            | FlowControl::Return
+            | FlowControl::Exception
+    )
+}
+
+/// Whether after an instruction the argument registers and all memory but the own frame are as before, and the next
+/// instruction follows.
+fn keeps_arguments(factory: &mut InstructionInfoFactory, instruction: &Instruction) -> bool {
+    const ARGUMENTS: [Register; 6] =
+        [Register::RDI, Register::RSI, Register::RDX, Register::RCX, Register::R8, Register::R9];
+    instruction.flow_control() == FlowControl::Next
+        && keeps_objects(factory, instruction)
+        && factory
+            .info(instruction)
+            .used_registers()
+            .iter()
+            .all(|used| !is_write(used.access()) || !ARGUMENTS.contains(&used.register().full_register()))
+}
+
+/// Whether an instruction writes no memory but the own frame.
+fn keeps_objects(factory: &mut InstructionInfoFactory, instruction: &Instruction) -> bool {
+    factory.info(instruction).used_memory().iter().all(|used| {
+        !is_write(used.access())
+            || matches!(used.base(), Register::RSP | Register::RBP) && used.segment() == Register::SS
+    })
+}
+
+/// Where the value of a register was before an instruction; none if the instruction made it.
+fn value_before(
+    factory: &mut InstructionInfoFactory,
+    instruction: &Instruction,
+    register: Register,
+) -> Option<Register> {
+    let is_written = factory
+        .info(instruction)
+        .used_registers()
+        .iter()
+        .any(|used| is_write(used.access()) && used.register().full_register() == register);
+    if !is_written {
+        return Some(register);
+    }
+    let is_move = instruction.mnemonic() == Mnemonic::Mov
+        && instruction.op0_kind() == OpKind::Register
+        && instruction.op1_kind() == OpKind::Register
+        && instruction.op0_register().size() >= 4
+        && instruction.op0_register().full_register() == register
+        && instruction.op1_register().is_gpr();
+    is_move.then(|| instruction.op1_register().full_register())
+}
+
+fn is_write(access: OpAccess) -> bool {
+    !matches!(access, OpAccess::None | OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess)
+}
+
+/// How the kernel runs an instruction under a probe; none if it refuses to probe it, or should.
+///
+/// After `branch_setup_xol_ops`, `push_setup_xol_ops`, `is_prefix_bad` and `good_insns_64` of
+/// arch/x86/kernel/uprobes.c (Linux 5.15 to 6.18).
+fn class_of(bytes: &[u8]) -> Option<SiteClass> {
+    const NOPS: [&[u8]; 9] = [
+        &[0x90],
+        &[0x66, 0x90],
+        &[0x0f, 0x1f, 0x00],
+        &[0x0f, 0x1f, 0x40, 0x00],
+        &[0x0f, 0x1f, 0x44, 0x00, 0x00],
+        &[0x66, 0x0f, 0x1f, 0x44, 0x00, 0x00],
+        &[0x0f, 0x1f, 0x80, 0x00, 0x00, 0x00, 0x00],
+        &[0x0f, 0x1f, 0x84, 0x00, 0x00, 0x00, 0x00, 0x00],
+        &[0x66, 0x0f, 0x1f, 0x84, 0x00, 0x00, 0x00, 0x00, 0x00],
+    ];
+    if NOPS.contains(&bytes) {
+        return Some(SiteClass::Emulated);
+    }
+    let prefixes = bytes.iter().take_while(|byte| {
+        matches!(byte, 0x66 | 0x67 | 0xf2 | 0xf3 | 0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0xf0)
+    });
+    let (prefixes, rest) = bytes.split_at_checked(prefixes.count())?;
+    if prefixes.iter().any(|prefix| matches!(prefix, 0x26 | 0x2e | 0x36 | 0x3e | 0xf0)) {
+        return None;
+    }
+    let (rex, opcode) = match rest {
+        [rex @ 0x40..=0x4f, rest @ ..] => (Some(*rex), rest),
+        rest => (None, rest),
+    };
+    let (first, second) = (*opcode.first()?, opcode.get(1).copied());
+    let is_branch =
+        matches!((first, second), (0xe8 | 0xe9 | 0xeb | 0x70..=0x7f, _) | (0x0f, Some(0x80..=0x8f)));
+    match first {
+        // Intel and AMD differ in what a 16-bit near branch is.
+        _ if is_branch => (!prefixes.contains(&0x66)).then_some(SiteClass::Emulated),
+        // The kernel takes `xchg r8, rax` for a `nop`.
+        0x90 => rex.is_none_or(|rex| rex & 1 == 0).then_some(SiteClass::Emulated),
+        0x50..=0x57 if prefixes.is_empty() && matches!(rex, None | Some(0x41)) => Some(SiteClass::Emulated),
+        // Breakpoints, port I/O, interrupt control, EVEX: not on the kernel's list.
+        0xcc..=0xcf | 0x62 | 0x6c..=0x6f | 0xe4..=0xe7 | 0xec..=0xef | 0xf1 | 0xf4 | 0xfa | 0xfb => None,
+        // `mov ss`, `pop ss` hold off the trap by which a step ends.
+        0x8e | 0x17 => None,
+        _ => Some(SiteClass::SingleStep),
+    }
+}
