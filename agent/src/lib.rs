@@ -7,5 +7,12 @@
 //! ```
 
 pub mod catalog;
+mod catalog_stub;
 pub mod operation;
 pub mod resolve;
+
+pub mod export;
+pub mod view;
+
+#[cfg(test)]
+mod samples;
