@@ -7,6 +7,14 @@
 //! ```
 
 pub mod catalog;
+mod catalog_stub;
 pub mod operation;
 pub mod resolve;
+
 pub mod kernel;
+
+pub mod export;
+pub mod view;
+
+#[cfg(test)]
+mod samples;

@@ -1,0 +1,465 @@
+//! Turns HTTP requests into pages over the shared state: `/metrics`, `/livez`, `/readyz`, `/status`, `/`.
+//!
+//! The pages are read-only. A client is not trusted to be quick or few: request heads are limited in size and time,
+//! connections in number and age.
+
+use std::fmt::Write;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{Html, IntoResponse, Response};
+use axum::routing::get;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use serde::Serialize;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+
+use super::exposition::Format;
+use super::metrics::{Metrics, OwnUsage};
+
+/// Bytes of a request head.
+const HEAD_BYTES: usize = 16 * 1024;
+/// A request head has arrived within this, the wait for the next request on a connection included: longer than the
+/// usual scrape interval of a minute.
+const HEAD_TIME: Duration = Duration::from_secs(75);
+/// Connections served at once; more wait unaccepted.
+const CONNECTIONS: usize = 64;
+/// A connection is closed at this age: whoever still listens to a stream of events connects again.
+const CONNECTION_AGE: Duration = Duration::from_secs(3600);
+/// How long open requests may take at the end.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// Why the pages cannot be served, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum HttpError {
+    /// Someone else listens there.
+    #[error("cannot listen on {address}: address already in use; stop the other process or pass --listen")]
+    InUse {
+        /// As configured.
+        address: String,
+    },
+    /// The port is privileged.
+    #[error("cannot listen on {address}: permission denied; pass --listen with a port above 1023")]
+    Denied {
+        /// As configured.
+        address: String,
+    },
+    /// The address is not of this machine.
+    #[error(
+        "cannot listen on {address}: this machine has no such address; pass --listen 127.0.0.1:PORT or 0.0.0.0:PORT"
+    )]
+    NoSuchAddress {
+        /// As configured.
+        address: String,
+    },
+    /// Not an address.
+    #[error("cannot listen on {address}: {source}; --listen takes HOST:PORT, such as 127.0.0.1:9777")]
+    Other {
+        /// As configured.
+        address: String,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+/// Listens on `HOST:PORT`.
+///
+/// # Errors
+/// Says what to do about it.
+pub async fn bind(address: &str) -> Result<TcpListener, HttpError> {
+    TcpListener::bind(address).await.map_err(|source| {
+        let address = address.to_owned();
+        match source.kind() {
+            io::ErrorKind::AddrInUse => HttpError::InUse { address },
+            io::ErrorKind::PermissionDenied => HttpError::Denied { address },
+            io::ErrorKind::AddrNotAvailable => HttpError::NoSuchAddress { address },
+            _ => HttpError::Other { address, source },
+        }
+    })
+}
+
+/// What `/status` shows.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Status {
+    /// The agent's version.
+    pub version: String,
+    /// Whether the first full attach pass is over and events can be received.
+    pub ready: bool,
+    /// What it waits for while it is not ready.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waiting_for: Option<String>,
+    /// How the kernel is used.
+    pub kernel: KernelStatus,
+    /// Workers alive.
+    pub workers: Vec<WorkerStatus>,
+    /// Files with probes, or that could have some.
+    pub files: Vec<FileStatus>,
+    /// Events and records lost, by reason; zeros are left out.
+    pub losses: std::collections::BTreeMap<String, u64>,
+}
+
+/// How the kernel is used.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct KernelStatus {
+    /// How probes are attached; `None` until the first one.
+    pub mode: Option<AttachMode>,
+}
+
+/// How probes are attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AttachMode {
+    /// One link for each file and program (Linux 6.6).
+    UprobeMulti,
+    /// One perf event for each site.
+    Perf,
+}
+
+/// A worker alive.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct WorkerStatus {
+    /// Process id on the node.
+    pub pid: u32,
+    /// File name of its program.
+    pub program: String,
+    /// `""`: none, or not known.
+    pub freecad_version: String,
+    /// `""`: not known.
+    pub occt_version: String,
+    /// Operations received so far.
+    pub operations: u64,
+}
+
+/// A library or program file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct FileStatus {
+    /// As a worker maps it.
+    pub path: String,
+    /// `major:minor:inode` of the file below overlays.
+    pub inode: String,
+    /// Workers that map it.
+    pub workers: usize,
+    /// What the catalogue has for it.
+    pub probes: Vec<ProbeStatus>,
+}
+
+/// A probe in a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ProbeStatus {
+    /// `bool.api_build`.
+    pub id: String,
+    /// Whether it is in place.
+    pub state: ProbeState,
+    /// Why it is skipped, or incomplete.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// File offset of its entry site.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entry: Option<u64>,
+    /// Exit sites.
+    pub exits: usize,
+}
+
+/// Whether a probe is in place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProbeState {
+    /// It is.
+    Attached,
+    /// It is not, and the reason is given.
+    Skipped,
+}
+
+/// What the pages show. The agent writes, requests read.
+#[derive(Debug)]
+pub struct Shared {
+    metrics: Arc<Metrics>,
+    status: RwLock<Status>,
+}
+
+impl Shared {
+    /// Pages over these metrics and a status that is not ready.
+    #[must_use]
+    pub fn new(metrics: Arc<Metrics>, status: Status) -> Self {
+        Self { metrics, status: RwLock::new(status) }
+    }
+
+    /// The metrics.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Changes the status.
+    pub fn update(&self, change: impl FnOnce(&mut Status)) {
+        change(&mut self.status.write().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// The status now.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.status.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Serves the pages until `shutdown` completes; open requests then get two seconds.
+pub async fn serve(listener: TcpListener, state: Arc<Shared>, shutdown: impl Future<Output = ()>) {
+    let router = router(state);
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let (ending, _) = watch::channel(false);
+    tokio::pin!(shutdown);
+    loop {
+        let accepted = async {
+            let place = Arc::clone(&places).acquire_owned().await;
+            (place, listener.accept().await)
+        };
+        let (place, accepted) = tokio::select! {
+            () = &mut shutdown => break,
+            accepted = accepted => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                let (router, ending) = (router.clone(), ending.subscribe());
+                tokio::spawn(async move {
+                    connection(stream, peer, router, ending).await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                // Out of file descriptors, or the client is gone already: neither ends the service.
+                tracing::debug!(%error, "a connection was not accepted");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+    ending.send_replace(true);
+    let all = u32::try_from(CONNECTIONS).unwrap_or(u32::MAX);
+    let _ = tokio::time::timeout(DRAIN, places.acquire_many(all)).await;
+}
+
+async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, mut ending: watch::Receiver<bool>) {
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIME)
+        .max_buf_size(HEAD_BYTES)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    tokio::pin!(connection);
+    let end = async {
+        let _ = ending.wait_for(|ending| *ending).await;
+    };
+    let ended = tokio::time::timeout(CONNECTION_AGE, async {
+        tokio::select! {
+            ended = &mut connection => ended,
+            () = end => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        }
+    });
+    if let Ok(Err(error)) = ended.await {
+        tracing::debug!(%peer, %error, "a connection ended badly");
+    }
+}
+
+/// The pages.
+pub fn router(state: Arc<Shared>) -> Router {
+    Router::new()
+        .route("/", get(index))
+        .route("/metrics", get(metrics))
+        .route("/livez", get(async || "ok\n"))
+        .route("/readyz", get(readyz))
+        .route("/status", get(status))
+        .with_state(state)
+}
+
+async fn metrics(State(state): State<Arc<Shared>>, headers: HeaderMap) -> Response {
+    let accept = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let format = Format::negotiate(&accept.collect::<Vec<_>>().join(","));
+    let page = state.metrics.encode(format, OwnUsage::now());
+    let vary = (header::VARY, HeaderValue::from_static("accept"));
+    ([(header::CONTENT_TYPE, HeaderValue::from_static(format.content_type())), vary], page).into_response()
+}
+
+async fn readyz(State(state): State<Arc<Shared>>) -> (StatusCode, String) {
+    let status = state.status();
+    if status.ready {
+        return (StatusCode::OK, "ok\n".to_owned());
+    }
+    let reason = status.waiting_for.as_deref().unwrap_or("the first attach pass is not over");
+    (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n"))
+}
+
+async fn status(State(state): State<Arc<Shared>>) -> Response {
+    match serde_json::to_vec_pretty(&state.status()) {
+        Ok(mut page) => {
+            page.push(b'\n');
+            ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], page).into_response()
+        }
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+    }
+}
+
+async fn index(State(state): State<Arc<Shared>>) -> Html<String> {
+    let status = state.status();
+    let attached =
+        |file: &FileStatus| file.probes.iter().filter(|probe| probe.state == ProbeState::Attached).count();
+    let summary = [
+        ("state", if status.ready { "ready".to_owned() } else { "not ready".to_owned() }),
+        ("workers", status.workers.len().to_string()),
+        ("files", status.files.len().to_string()),
+        ("probes attached", status.files.iter().map(attached).sum::<usize>().to_string()),
+        ("lost", status.losses.values().sum::<u64>().to_string()),
+    ];
+    let mut rows = String::new();
+    for (name, value) in summary {
+        let _ = write!(rows, "<tr><th>{name}</th><td>{value}</td></tr>");
+    }
+    let pages = [
+        ("/metrics", "Prometheus metrics: text, OpenMetrics or protobuf"),
+        ("/status", "workers, files, probes and losses, as JSON"),
+        ("/readyz", "200 after the first attach pass"),
+        ("/livez", "200 while the agent runs"),
+    ];
+    let mut list = String::new();
+    for (path, what) in pages {
+        let _ = write!(list, "<li><a href=\"{path}\">{path}</a> {what}</li>");
+    }
+    let version = status.version.replace('&', "&amp;").replace('<', "&lt;");
+    Html(format!(
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content=\"width=device-width\">\
+         <title>cadscope</title><style>:root{{color-scheme:light dark}}body{{font:16px/1.5 system-ui,sans-serif;\
+         max-width:44em;margin:3em auto;padding:0 1em}}th{{text-align:left;font-weight:normal;padding-right:2em}}</style>\
+         <h1>cadscope {version}</h1><table>{rows}</table><ul>{list}</ul>\n"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::export::metrics::MetricsOptions;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::sync::oneshot;
+
+    fn shared() -> Arc<Shared> {
+        let status = Status { version: "0.1.0".to_owned(), ..Status::default() };
+        Arc::new(Shared::new(Arc::new(Metrics::new(MetricsOptions::default())), status))
+    }
+
+    async fn get(address: SocketAddr, path: &str, accept: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.unwrap();
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    #[tokio::test]
+    async fn every_page_answers() {
+        let shared = shared();
+        let listener = bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (end, ended) = oneshot::channel::<()>();
+        let server = tokio::spawn(serve(listener, Arc::clone(&shared), async {
+            let _ = ended.await;
+        }));
+
+        assert!(get(address, "/livez", "*/*").await.starts_with("HTTP/1.1 200"));
+        let waiting = get(address, "/readyz", "*/*").await;
+        assert!(
+            waiting.starts_with("HTTP/1.1 503") && waiting.contains("the first attach pass is not over"),
+            "{waiting}"
+        );
+        shared.update(|status| status.ready = true);
+        assert!(get(address, "/readyz", "*/*").await.starts_with("HTTP/1.1 200"));
+
+        let text = get(address, "/metrics", "*/*").await;
+        assert!(
+            text.contains("content-type: text/plain; version=0.0.4") && text.contains("cadscope_build_info")
+        );
+        let open = get(address, "/metrics", "application/openmetrics-text;version=1.0.0").await;
+        assert!(open.contains("content-type: application/openmetrics-text") && open.ends_with("# EOF\n"));
+        let accept =
+            "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited";
+        assert!(
+            get(address, "/metrics", accept).await.contains("content-type: application/vnd.google.protobuf")
+        );
+
+        assert!(get(address, "/", "text/html").await.contains("<a href=\"/status\">"));
+        assert!(get(address, "/nothing", "*/*").await.starts_with("HTTP/1.1 404"));
+
+        // A connection that stays open and silent does not hold up the end.
+        let _silent = TcpStream::connect(address).await.unwrap();
+        end.send(()).unwrap();
+        tokio::time::timeout(Duration::from_secs(1), server).await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn status_is_json_of_a_known_form() {
+        let shared = shared();
+        shared.update(|status| {
+            status.kernel.mode = Some(AttachMode::UprobeMulti);
+            status.losses.insert("ring_full".to_owned(), 2);
+            status.files.push(FileStatus {
+                path: "/usr/lib/libTKBO.so.7.8".to_owned(),
+                inode: "8:1:42".to_owned(),
+                workers: 1,
+                probes: vec![
+                    ProbeStatus {
+                        id: "bool.api_build".to_owned(),
+                        state: ProbeState::Attached,
+                        reason: None,
+                        entry: Some(4660),
+                        exits: 3,
+                    },
+                    ProbeStatus {
+                        id: "bool.other".to_owned(),
+                        state: ProbeState::Skipped,
+                        reason: Some("no such symbol".to_owned()),
+                        entry: None,
+                        exits: 0,
+                    },
+                ],
+            });
+        });
+        assert_eq!(
+            serde_json::to_string(&shared.status()).unwrap(),
+            r#"{"version":"0.1.0","ready":false,"kernel":{"mode":"uprobe_multi"},"workers":[],"files":[{"path":"/usr/lib/libTKBO.so.7.8","inode":"8:1:42","workers":1,"probes":[{"id":"bool.api_build","state":"attached","entry":4660,"exits":3},{"id":"bool.other","state":"skipped","reason":"no such symbol","exits":0}]}],"losses":{"ring_full":2}}"#
+        );
+    }
+
+    #[tokio::test]
+    async fn a_taken_port_says_what_to_do() {
+        let listener = bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let error = bind(&address).await.unwrap_err().to_string();
+        assert_eq!(
+            error,
+            format!(
+                "cannot listen on {address}: address already in use; stop the other process or pass --listen"
+            )
+        );
+        assert!(bind("nonsense").await.unwrap_err().to_string().contains("HOST:PORT"));
+        assert!(bind("192.0.2.1:9777").await.unwrap_err().to_string().contains("no such address"));
+    }
+
+    #[tokio::test]
+    async fn an_endless_head_is_refused() {
+        let listener = bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(serve(listener, shared(), std::future::pending()));
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let _ = stream.write_all(format!("GET / HTTP/1.1\r\nX: {}", "x".repeat(64 * 1024)).as_bytes()).await;
+        let mut answer = Vec::new();
+        let _ = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut answer)).await.unwrap();
+        assert!(answer.is_empty() || String::from_utf8_lossy(&answer).starts_with("HTTP/1.1 431"));
+    }
+}

@@ -1,0 +1,688 @@
+//! Turns operations and the agent's own numbers into metric series, and the series into metric families.
+//!
+//! Families come from the catalogue, so names, labels and label values are data that no one can trust to be few: every
+//! family has a cap, all catalogue families together have one, and what is over it lands in the family's one series whose
+//! label values are all `overflow`. The steady path does not allocate: a probe, the values that its labels are made from,
+//! the outcome and the worker's versions hash to the series that they were resolved to the first time.
+//!
+//! Refused: a family under two types (counted, not exposed).
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{BuildHasher, Hash, Hasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::prometheus_protobuf::{self, prometheus_data_model as model};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::histogram::{Histogram, NativeHistogramConfig};
+use prometheus_client::registry::Registry;
+
+use super::exposition::{self, Format};
+use crate::catalog::{Label, Probe};
+use crate::operation::{Operation, Value};
+
+/// Upper bounds of the classic duration buckets, seconds: 1 ms, below which no alert cares, to the 10 minutes after which
+/// a job is given up; each threshold of an alert (15 s, 30 s, 300 s) is a bound.
+pub const DURATION_BOUNDS: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0, 60.0, 120.0,
+    300.0, 600.0,
+];
+
+/// Native buckets a doubling: 2^3 = 8, each 9 % wider than the one before.
+const NATIVE_SCHEMA: i8 = 3;
+/// Native buckets of one series, after which its resolution is halved.
+const NATIVE_BUCKETS: usize = 160;
+/// 2^-20: what is shorter than about a microsecond is no work. A bucket bound in every schema, as Prometheus wants it.
+const NATIVE_ZERO: f64 = 1.0 / 1_048_576.0;
+
+/// Label values are cut here, in bytes.
+const LABEL_VALUE_BYTES: usize = 160;
+/// Families of the catalogue and its extensions; more are refused.
+const FAMILIES: usize = 256;
+/// Remembered resolutions (a hundred bytes each); forgotten together when there are more.
+const RESOLVED: usize = 8192;
+
+const OVERFLOW: &str = "overflow";
+const SERIES_DROPPED: &str = "cadscope_series_dropped_total";
+
+/// Bounds, and who this is.
+#[derive(Clone, Debug)]
+pub struct MetricsOptions {
+    /// The agent's version, for `cadscope_build_info`.
+    pub version: String,
+    /// Series of one family, the overflow series not counted.
+    pub series_per_family: usize,
+    /// Series of all catalogue families together.
+    pub series: usize,
+}
+
+impl Default for MetricsOptions {
+    fn default() -> Self {
+        Self { version: env!("CARGO_PKG_VERSION").to_owned(), series_per_family: 500, series: 5000 }
+    }
+}
+
+/// The trace behind an observation.
+#[derive(Clone, Copy, Debug)]
+pub struct Exemplar<'a> {
+    /// 32 hex digits.
+    pub trace_id: &'a str,
+    /// 16 hex digits.
+    pub span_id: Option<&'a str>,
+    /// When the operation ended.
+    pub at: SystemTime,
+}
+
+/// Operations of one kind that are open now.
+#[derive(Clone, Debug, PartialEq)]
+pub struct InFlight {
+    /// Label `operation`.
+    pub operation: String,
+    /// Label `freecad_version`.
+    pub freecad_version: String,
+    /// Label `occt_version`.
+    pub occt_version: String,
+    /// How many.
+    pub count: u64,
+    /// Age of the oldest, seconds.
+    pub oldest_seconds: f64,
+}
+
+/// What the agent itself uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct OwnUsage {
+    /// User and system time since its start, seconds.
+    pub cpu_seconds: f64,
+    /// Resident bytes.
+    pub resident_bytes: u64,
+}
+
+impl OwnUsage {
+    /// Reads it from `/proc/self/stat`; zeros where that cannot be read.
+    #[must_use]
+    pub fn now() -> Self {
+        let Ok(stat) = procfs::process::Process::myself().and_then(|own| own.stat()) else {
+            return Self::default();
+        };
+        Self {
+            cpu_seconds: (stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64,
+            resident_bytes: stat.rss.saturating_mul(procfs::page_size()),
+        }
+    }
+}
+
+/// Every series of the agent. Shared: one writer (the agent's loop), one reader (the scrape).
+#[derive(Debug)]
+pub struct Metrics {
+    options: MetricsOptions,
+    hasher: RandomState,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    families: BTreeMap<String, Family>,
+    /// Series of catalogue families, overflow series not counted.
+    catalogue_series: usize,
+    resolved: HashMap<u64, Resolved>,
+}
+
+/// Where an operation is counted.
+#[derive(Debug)]
+struct Resolved {
+    /// Held, so that its address is not reused while it is part of a key.
+    _probe: Arc<Probe>,
+    durations: Option<Arc<Durations>>,
+    calls: Option<Arc<Number>>,
+}
+
+/// A family's place in the limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    /// The agent's own: only the family's cap.
+    Own,
+    /// The catalogue's: the shared cap too.
+    Catalogue,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Counter,
+    Gauge,
+    Histogram,
+}
+
+/// Label pairs, sorted by name.
+type Labels = Vec<(String, String)>;
+
+#[derive(Debug)]
+struct Family {
+    help: String,
+    kind: Kind,
+    series: BTreeMap<Labels, Series>,
+    overflow: Option<(Labels, Series)>,
+}
+
+#[derive(Clone, Debug)]
+enum Series {
+    Number(Arc<Number>),
+    Durations(Arc<Durations>),
+}
+
+/// A counter or gauge.
+#[derive(Debug, Default)]
+struct Number(AtomicU64);
+
+impl Number {
+    fn get(&self) -> f64 {
+        f64::from_bits(self.0.load(Ordering::Relaxed))
+    }
+
+    fn set(&self, value: f64) {
+        self.0.store(value.to_bits(), Ordering::Relaxed);
+    }
+
+    /// All writers hold the registry's lock.
+    fn add(&self, amount: f64) {
+        self.set(self.get() + amount);
+    }
+}
+
+#[derive(Debug)]
+struct Durations {
+    histogram: Histogram,
+    /// The last one of each classic bucket; empty until the first.
+    exemplars: Mutex<Vec<Option<model::Exemplar>>>,
+}
+
+impl Durations {
+    fn new() -> Self {
+        let native = NativeHistogramConfig::with_schema(NATIVE_SCHEMA)
+            .zero_threshold(NATIVE_ZERO)
+            .max_buckets(NATIVE_BUCKETS);
+        Self {
+            histogram: Histogram::new_classic_and_native(DURATION_BOUNDS.iter().copied(), native),
+            exemplars: Mutex::default(),
+        }
+    }
+
+    fn observe(&self, seconds: f64, exemplar: Option<Exemplar<'_>>) {
+        self.histogram.observe(seconds);
+        let Some(exemplar) = exemplar else { return };
+        let mut exemplars = lock(&self.exemplars);
+        exemplars.resize(DURATION_BOUNDS.len() + 1, None);
+        if let Some(slot) = exemplars.get_mut(DURATION_BOUNDS.partition_point(|bound| *bound < seconds)) {
+            let span = exemplar.span_id.map(|id| pair("span_id", id));
+            *slot = Some(model::Exemplar {
+                label: [pair("trace_id", exemplar.trace_id)].into_iter().chain(span).collect(),
+                value: seconds,
+                timestamp: Some(exemplar.at.into()),
+            });
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic while it was held leaves numbers, and those are always whole.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn pair(name: &str, value: &str) -> model::LabelPair {
+    model::LabelPair { name: name.to_owned(), value: value.to_owned() }
+}
+
+// The catalogue's part: what a probe says about an operation.
+
+fn label_values(operation: &Operation) -> Vec<(String, String)> {
+    operation.probe.label_values(&operation.values, operation.outcome)
+}
+
+fn counts(operation: &Operation) -> bool {
+    operation.probe.counts(&operation.values)
+}
+
+/// The value that a label is made from.
+fn source(label: &Label) -> Option<&str> {
+    match label {
+        Label::Constant(_) | Label::Status => None,
+        Label::Map(value, _)
+        | Label::Range(value)
+        | Label::Workbench(value)
+        | Label::Text(value)
+        | Label::Extension(value) => Some(value),
+    }
+}
+
+impl Metrics {
+    /// A registry with the families that always exist, at zero.
+    #[must_use]
+    pub fn new(options: MetricsOptions) -> Self {
+        let metrics = Self { options, hasher: RandomState::new(), state: Mutex::default() };
+        let version = metrics.options.version.clone();
+        metrics.set("cadscope_build_info", "The agent's version, as a label.", &[("version", &version)], 1.0);
+        metrics.probes_attached(0);
+        metrics.events_received(0);
+        metrics.add("cadscope_workers_seen_total", "Workers discovered.", &[], 0.0);
+        metrics
+    }
+
+    /// Records a finished operation, unless it lies inside one of its own group, which already stands for it.
+    pub fn record(&self, operation: &Operation, ancestors_same_group: bool) {
+        self.record_traced(operation, ancestors_same_group, None);
+    }
+
+    /// Like [`record`](Self::record), with the trace that holds the operation's span.
+    pub fn record_traced(
+        &self,
+        operation: &Operation,
+        ancestors_same_group: bool,
+        exemplar: Option<Exemplar<'_>>,
+    ) {
+        let probe = &operation.probe;
+        if ancestors_same_group || (probe.metric.is_none() && probe.counter.is_none()) {
+            return;
+        }
+        let key = self.key(operation);
+        let mut state = lock(&self.state);
+        if !state.resolved.contains_key(&key) {
+            let resolved = self.resolve(&mut state, operation);
+            if state.resolved.len() >= RESOLVED {
+                state.resolved.clear();
+            }
+            state.resolved.insert(key, resolved);
+        }
+        let Some(resolved) = state.resolved.get(&key) else { return };
+        if let Some(durations) = &resolved.durations {
+            durations.observe(seconds(operation), exemplar);
+        }
+        if let Some(calls) = resolved.calls.as_ref().filter(|_| counts(operation)) {
+            calls.add(1.0);
+        }
+    }
+
+    /// Names the series of an operation. The hasher's key is random: a worker cannot aim for a collision.
+    fn key(&self, operation: &Operation) -> u64 {
+        let mut hasher = self.hasher.build_hasher();
+        Arc::as_ptr(&operation.probe).addr().hash(&mut hasher);
+        operation.worker.freecad_version.hash(&mut hasher);
+        operation.worker.occt_version.hash(&mut hasher);
+        operation.outcome.hash(&mut hasher);
+        for label in operation.probe.labels.values() {
+            match source(label).and_then(|value| operation.values.get(value)) {
+                None => 0_u8.hash(&mut hasher),
+                Some(Value::Int(number)) => (1_u8, number).hash(&mut hasher),
+                Some(Value::Text(text)) => (2_u8, text).hash(&mut hasher),
+            }
+        }
+        hasher.finish()
+    }
+
+    fn resolve(&self, state: &mut State, operation: &Operation) -> Resolved {
+        let probe = &operation.probe;
+        let mut labels = label_values(operation);
+        labels.push(("freecad_version".to_owned(), operation.worker.freecad_version.clone()));
+        labels.push(("occt_version".to_owned(), operation.worker.occt_version.clone()));
+        let labels = tidy(labels);
+        let durations = probe.metric.as_ref().and_then(|name| {
+            match self.series(state, name, &probe.help, Kind::Histogram, labels.clone(), Origin::Catalogue)? {
+                Series::Durations(durations) => Some(durations),
+                Series::Number(_) => None,
+            }
+        });
+        let calls = probe.counter.as_ref().and_then(|name| {
+            match self.series(state, name, &probe.help, Kind::Counter, labels, Origin::Catalogue)? {
+                Series::Number(number) => Some(number),
+                Series::Durations(_) => None,
+            }
+        });
+        Resolved { _probe: Arc::clone(probe), durations, calls }
+    }
+
+    /// The series of these labels: an old one, a new one, or the family's overflow. `None`: there is no such family.
+    fn series(
+        &self,
+        state: &mut State,
+        name: &str,
+        help: &str,
+        kind: Kind,
+        labels: Labels,
+        origin: Origin,
+    ) -> Option<Series> {
+        let name = family_name(name, kind);
+        if !state.families.contains_key(&name) {
+            if origin == Origin::Catalogue && state.families.len() >= FAMILIES {
+                self.count_refusal(state, "too_many_families");
+                return None;
+            }
+            let family = Family { help: help.to_owned(), kind, series: BTreeMap::new(), overflow: None };
+            state.families.insert(name.clone(), family);
+        }
+        let shared_room = origin == Origin::Own || state.catalogue_series < self.options.series;
+        let family = state.families.get_mut(&name)?;
+        if family.kind != kind {
+            self.count_refusal(state, "family_of_two_types");
+            return None;
+        }
+        if family.help.is_empty() {
+            help.clone_into(&mut family.help);
+        }
+        if let Some(series) = family.series.get(&labels) {
+            return Some(series.clone());
+        }
+        let new = match kind {
+            Kind::Counter | Kind::Gauge => Series::Number(Arc::default()),
+            Kind::Histogram => Series::Durations(Arc::new(Durations::new())),
+        };
+        if shared_room && family.series.len() < self.options.series_per_family {
+            family.series.insert(labels, new.clone());
+            state.catalogue_series += usize::from(origin == Origin::Catalogue);
+            return Some(new);
+        }
+        let (_, overflow) = family.overflow.get_or_insert_with(|| {
+            (labels.into_iter().map(|(name, _)| (name, OVERFLOW.to_owned())).collect(), new)
+        });
+        let overflow = overflow.clone();
+        if name != SERIES_DROPPED {
+            let help = "Label sets that were over the limit of series; their observations are in the series whose labels say overflow.";
+            let labels = vec![("family".to_owned(), name)];
+            if let Some(Series::Number(dropped)) =
+                self.series(state, SERIES_DROPPED, help, Kind::Counter, labels, Origin::Own)
+            {
+                dropped.add(1.0);
+            }
+        }
+        Some(overflow)
+    }
+
+    fn count_refusal(&self, state: &mut State, reason: &str) {
+        let labels = vec![("reason".to_owned(), reason.to_owned())];
+        let series =
+            self.series(state, RECORDS_DROPPED.0, RECORDS_DROPPED.1, Kind::Counter, labels, Origin::Own);
+        if let Some(Series::Number(number)) = series {
+            number.add(1.0);
+        }
+    }
+
+    fn own(&self, kind: Kind, name: &str, help: &str, labels: &[(&str, &str)], write: impl FnOnce(&Series)) {
+        let labels =
+            tidy(labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect());
+        let mut state = lock(&self.state);
+        if let Some(series) = self.series(&mut state, name, help, kind, labels, Origin::Own) {
+            write(&series);
+        }
+    }
+
+    /// Adds to a counter of the agent's own.
+    fn add(&self, name: &str, help: &str, labels: &[(&str, &str)], amount: f64) {
+        self.own(Kind::Counter, name, help, labels, |series| {
+            if let Series::Number(number) = series {
+                number.add(amount);
+            }
+        });
+    }
+
+    /// Raises a counter of the agent's own to a total that is kept elsewhere.
+    fn raise(&self, name: &str, help: &str, labels: &[(&str, &str)], total: f64) {
+        self.own(Kind::Counter, name, help, labels, |series| {
+            if let Series::Number(number) = series {
+                number.set(total.max(number.get()));
+            }
+        });
+    }
+
+    /// Sets a gauge of the agent's own.
+    fn set(&self, name: &str, help: &str, labels: &[(&str, &str)], value: f64) {
+        self.own(Kind::Gauge, name, help, labels, |series| {
+            if let Series::Number(number) = series {
+                number.set(value);
+            }
+        });
+    }
+
+    /// Sets every series of a gauge to zero: what is not set again is gone.
+    fn zero(&self, name: &str) {
+        let state = lock(&self.state);
+        let Some(family) = state.families.get(name) else { return };
+        for series in family.series.values().chain(family.overflow.iter().map(|(_, series)| series)) {
+            if let Series::Number(number) = series {
+                number.set(0.0);
+            }
+        }
+    }
+
+    /// Sets the number of attached probes (one probe in one file).
+    pub fn probes_attached(&self, count: usize) {
+        self.set("cadscope_probes_attached", "Probes attached now, over all files.", &[], count as f64);
+    }
+
+    /// Sets how many probes are not attached, by reason.
+    pub fn probes_skipped(&self, by_reason: &BTreeMap<String, u64>) {
+        const NAME: &str = "cadscope_probes_skipped";
+        self.zero(NAME);
+        for (reason, count) in by_reason {
+            let help = "Probes that a file does not have or that could not be placed, over all files.";
+            self.set(NAME, help, &[("reason", reason)], *count as f64);
+        }
+    }
+
+    /// Records the time from a worker's exec to its first attached probe.
+    pub fn attach_latency(&self, latency: Duration) {
+        let help = "From a worker's exec until its first probe is attached.";
+        self.own(Kind::Histogram, "cadscope_attach_latency_seconds", help, &[], |series| {
+            if let Series::Durations(durations) = series {
+                durations.observe(latency.as_secs_f64(), None);
+            }
+        });
+    }
+
+    /// Counts a discovered worker.
+    pub fn worker_seen(&self) {
+        self.add("cadscope_workers_seen_total", "Workers discovered.", &[], 1.0);
+    }
+
+    /// Counts a worker that could not be observed.
+    pub fn worker_missed(&self, reason: &str) {
+        let help = "Workers that could not be observed, or not from their beginning.";
+        self.add("cadscope_workers_missed_total", help, &[("reason", reason)], 1.0);
+    }
+
+    /// Counts records that came out of the kernel.
+    pub fn events_received(&self, count: u64) {
+        self.add("cadscope_events_received_total", "Records received from the kernel.", &[], count as f64);
+    }
+
+    /// Raises the count of events that the kernel side lost to its running total; zero makes the series exist.
+    pub fn events_lost(&self, reason: &str, total: u64) {
+        let help = "Events that the kernel side could not record.";
+        self.raise("cadscope_events_lost_total", help, &[("reason", reason)], total as f64);
+    }
+
+    /// Counts records that the agent dropped; zero makes the series exist.
+    pub fn records_dropped(&self, reason: &str, count: u64) {
+        self.add(RECORDS_DROPPED.0, RECORDS_DROPPED.1, &[("reason", reason)], count as f64);
+    }
+
+    /// Sets the number of workers alive, by `(freecad_version, occt_version)`.
+    pub fn workers(&self, by_version: &BTreeMap<(String, String), u64>) {
+        const NAME: &str = "freecad_workers";
+        self.zero(NAME);
+        for ((freecad, occt), count) in by_version {
+            let labels = [("freecad_version", freecad.as_str()), ("occt_version", occt.as_str())];
+            self.set(NAME, "Workers alive.", &labels, *count as f64);
+        }
+    }
+
+    /// Sets what is open now; kinds that are not named are at zero.
+    pub fn in_flight(&self, open: &[InFlight]) {
+        const COUNT: &str = "occt_operations_in_flight";
+        const OLDEST: &str = "occt_operation_oldest_seconds";
+        self.zero(COUNT);
+        self.zero(OLDEST);
+        for kind in open {
+            let labels = [
+                ("operation", kind.operation.as_str()),
+                ("freecad_version", kind.freecad_version.as_str()),
+                ("occt_version", kind.occt_version.as_str()),
+            ];
+            self.set(COUNT, "Operations that have begun and not ended.", &labels, kind.count as f64);
+            self.set(OLDEST, "Age of the oldest operation that has not ended.", &labels, kind.oldest_seconds);
+        }
+    }
+
+    /// Every family, sorted by name, its series by labels.
+    #[must_use]
+    pub fn families(&self, own: OwnUsage) -> Vec<model::MetricFamily> {
+        self.raise("process_cpu_seconds_total", "CPU time that the agent has used.", &[], own.cpu_seconds);
+        self.set(
+            "process_resident_memory_bytes",
+            "Resident memory of the agent.",
+            &[],
+            own.resident_bytes as f64,
+        );
+        self.set("cadscope_series", "Series held, the overflow series included.", &[], 0.0);
+        let mut state = lock(&self.state);
+        let held = state
+            .families
+            .values()
+            .map(|family| family.series.len() + usize::from(family.overflow.is_some()))
+            .sum::<usize>();
+        if let Some(Series::Number(series)) =
+            state.families.get_mut("cadscope_series").and_then(|family| family.series.get(&Labels::new()))
+        {
+            series.set(held as f64);
+        }
+        // Only handles are taken under the lock; the histograms are read and everything is written after it.
+        let families: Vec<_> = state
+            .families
+            .iter()
+            .map(|(name, family)| {
+                let series = family
+                    .series
+                    .iter()
+                    .chain(family.overflow.iter().map(|(labels, series)| (labels, series)));
+                let series: Vec<_> =
+                    series.map(|(labels, series)| (labels.clone(), series.clone())).collect();
+                (name.clone(), family.help.clone(), family.kind, series)
+            })
+            .collect();
+        drop(state);
+        families.into_iter().map(|(name, help, kind, series)| message(name, help, kind, series)).collect()
+    }
+
+    /// The page that a scraper asked for.
+    #[must_use]
+    pub fn encode(&self, format: Format, own: OwnUsage) -> Vec<u8> {
+        exposition::encode(&self.families(own), format)
+    }
+}
+
+const RECORDS_DROPPED: (&str, &str) =
+    ("cadscope_records_dropped_total", "Records and observations that the agent received and could not use.");
+
+fn seconds(operation: &Operation) -> f64 {
+    Duration::from_nanos(operation.end_ns.saturating_sub(operation.start_ns)).as_secs_f64()
+}
+
+/// Sorts label pairs, keeps the last of each name, and makes names and values fit to expose.
+fn tidy(labels: Labels) -> Labels {
+    let unique: BTreeMap<_, _> =
+        labels.into_iter().map(|(name, value)| (label_name(&name), cut(value))).collect();
+    unique.into_iter().collect()
+}
+
+/// `le` is the histograms' own.
+fn label_name(name: &str) -> String {
+    if name == "le" { "le_".to_owned() } else { valid_name(name, false) }
+}
+
+fn cut(mut value: String) -> String {
+    value.truncate(value.floor_char_boundary(LABEL_VALUE_BYTES));
+    value
+}
+
+/// The name of a family: valid, and with the suffix that counters have.
+fn family_name(name: &str, kind: Kind) -> String {
+    let mut name = valid_name(name, true);
+    if kind == Kind::Counter && !name.ends_with("_total") {
+        name.push_str("_total");
+    }
+    name
+}
+
+/// Replaces what Prometheus does not take in a name.
+fn valid_name(name: &str, colons: bool) -> String {
+    let valid = |character: char| {
+        character.is_ascii_alphanumeric() || character == '_' || (colons && character == ':')
+    };
+    let mut out: String =
+        name.chars().map(|character| if valid(character) { character } else { '_' }).collect();
+    if out.chars().next().is_none_or(|first| first.is_ascii_digit()) {
+        out.insert(0, '_');
+    }
+    out
+}
+
+fn message(name: String, help: String, kind: Kind, series: Vec<(Labels, Series)>) -> model::MetricFamily {
+    let r#type = match kind {
+        Kind::Counter => model::MetricType::Counter,
+        Kind::Gauge => model::MetricType::Gauge,
+        Kind::Histogram => model::MetricType::Histogram,
+    };
+    let durations = series.iter().filter_map(|(_, series)| match series {
+        Series::Durations(durations) => Some(Arc::clone(durations)),
+        Series::Number(_) => None,
+    });
+    let mut histograms = histograms(durations.collect()).into_iter();
+    let metric = series.into_iter().map(|(labels, series)| {
+        let mut metric = model::Metric {
+            label: labels.into_iter().map(|(name, value)| model::LabelPair { name, value }).collect(),
+            ..Default::default()
+        };
+        match (series, kind) {
+            (Series::Durations(_), _) => metric.histogram = histograms.next(),
+            (Series::Number(number), Kind::Counter) => {
+                metric.counter = Some(model::Counter { value: number.get(), ..Default::default() });
+            }
+            (Series::Number(number), _) => metric.gauge = Some(model::Gauge { value: number.get() }),
+        }
+        metric
+    });
+    model::MetricFamily { metric: metric.collect(), name, help, r#type: r#type.into(), ..Default::default() }
+}
+
+/// The messages of histograms, in their order, with the exemplars that the library cannot carry beside native buckets.
+fn histograms(durations: Vec<Arc<Durations>>) -> Vec<model::Histogram> {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Batch(durations.clone())));
+    // Fails only for a creation time before 1970; then the family is empty, which a scraper takes.
+    let families = prometheus_protobuf::encode(&registry).unwrap_or_default();
+    let metrics = families.into_iter().flat_map(|family| family.metric);
+    let mut histograms: Vec<_> = metrics.filter_map(|metric| metric.histogram).collect();
+    for (histogram, durations) in histograms.iter_mut().zip(&durations) {
+        for (bucket, exemplar) in histogram.bucket.iter_mut().zip(lock(&durations.exemplars).iter()) {
+            bucket.exemplar.clone_from(exemplar);
+        }
+    }
+    histograms
+}
+
+/// Histograms to encode together.
+#[derive(Debug)]
+struct Batch(Vec<Arc<Durations>>);
+
+impl Collector for Batch {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let mut family = encoder.encode_descriptor("batch", "", None, MetricType::Histogram)?;
+        let no_labels: &[(&str, &str)] = &[];
+        for durations in &self.0 {
+            durations.histogram.encode(family.encode_family(&no_labels)?)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;
