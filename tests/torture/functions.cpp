@@ -176,12 +176,14 @@ UNPROBED int tail_work(int us) {
     return us / 3;
 }
 int tail_stub(int us) { return tail_work(us); }
-int tail_after_work(int us) {
+UNPROBED static int half_of_it(int us) {
     std::vector<int> values(size_t(us % 7 + 1), us);
-    spin(us / 2);
-    sink = values[0];
-    values = {};
-    return tail_work(us / 2);
+    spin(values[0] / 2);
+    return values[0] / 2;
+}
+int tail_after_work(int us) {
+    sink = half_of_it(us);
+    return tail_work(sink);
 }
 int tail_sometimes(int n) {
     if (n % 3 == 0) return tail_work(n);
