@@ -1,1 +1,22 @@
 //! Harness for the tests that need root: builds the torture worker, runs cadscope, reads its answers.
+//!
+//! One file under `tests/` for each promise to the user; run them with
+//! `cargo test -p cadscope-tests -- --test-threads=1` as root, after `cargo xtask build --release`.
+//! They share one machine's probes and its clock, so they hold a lock and run one after the other.
+//!
+//! | variable | meaning |
+//! |---|---|
+//! | `CADSCOPE_BIN` | the program under test, instead of `target/release/cadscope` |
+//! | `CADSCOPE_FULL=1` | the long form: 1,000 torture runs, 100 kills |
+//! | `CADSCOPE_ONLY=a,b` | only these torture scenarios or variants |
+
+pub mod agent;
+pub mod compare;
+pub mod freecad;
+pub mod metrics;
+pub mod node;
+pub mod record;
+pub mod residue;
+pub mod run;
+pub mod trace;
+pub mod worker;

@@ -1,0 +1,146 @@
+//! Runs `cadscope agent` and talks to it.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::metrics::Metrics;
+use crate::run;
+
+/// A running agent, stopped with the value.
+#[derive(Debug)]
+pub struct Agent {
+    child: Child,
+    port: u16,
+    log: PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+/// A port of 127.0.0.1 that was free a moment ago.
+///
+/// # Errors
+/// None is.
+pub fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+impl Agent {
+    /// Starts the agent with these further arguments and waits until it is ready.
+    ///
+    /// # Errors
+    /// It ended, or was not ready within 60 s; with what it said.
+    pub fn start<S: AsRef<OsStr>>(arguments: &[S]) -> Result<Self> {
+        let mut agent = Self::launch(arguments)?;
+        for _ in 0..1200 {
+            if let Some(status) = agent.child.try_wait()? {
+                bail!("agent ended with {status} before it was ready:\n{}", agent.log());
+            }
+            if agent.get("/readyz").is_ok_and(|(status, _)| status == 200) {
+                return Ok(agent);
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        bail!("agent is not ready after 60 s:\n{}", agent.log());
+    }
+
+    /// Starts the agent and does not wait.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn launch<S: AsRef<OsStr>>(arguments: &[S]) -> Result<Self> {
+        let folder = crate::node::scratch()?;
+        let log = folder.path().join("log");
+        let file = File::create(&log)?;
+        let port = free_port()?;
+        let child = Command::new(crate::node::cadscope()?)
+            .args(["agent", "--listen", &format!("127.0.0.1:{port}")])
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file)
+            .spawn()
+            .context("cannot start the agent")?;
+        Ok(Self { child, port, log, _folder: folder })
+    }
+
+    /// What it has said.
+    #[must_use]
+    pub fn log(&self) -> String {
+        run::text(&self.log)
+    }
+
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Asks it for a path: status and body.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn get(&self, path: &str) -> Result<(u16, String)> {
+        let limit = Duration::from_secs(10);
+        let mut stream = TcpStream::connect_timeout(&([127, 0, 0, 1], self.port).into(), limit)?;
+        stream.set_read_timeout(Some(limit))?;
+        write!(stream, "GET {path} HTTP/1.0\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer)?;
+        let answer = String::from_utf8_lossy(&answer);
+        let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
+        let status = head.split_whitespace().nth(1).context("no HTTP status")?.parse()?;
+        Ok((status, body.to_owned()))
+    }
+
+    /// Scrapes it.
+    ///
+    /// # Errors
+    /// It does not answer, or not with metrics.
+    pub fn metrics(&self) -> Result<Metrics> {
+        let (status, body) = self.get("/metrics")?;
+        ensure!(status == 200, "/metrics answers {status}: {body}");
+        Metrics::read(&body)
+    }
+
+    /// Scrapes until `done`, for at most `limit`; gives the last scrape in any case.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn metrics_when(&self, limit: Duration, done: impl Fn(&Metrics) -> bool) -> Result<Metrics> {
+        let until = std::time::Instant::now() + limit;
+        loop {
+            let metrics = self.metrics()?;
+            if done(&metrics) || std::time::Instant::now() > until {
+                return Ok(metrics);
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Sends a signal and waits for its end.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub fn end(&mut self, signal: Signal) -> Result<i32> {
+        kill(Pid::from_raw(i32::try_from(self.child.id())?), signal)?;
+        let status = run::wait(&mut self.child, Duration::from_secs(20))?;
+        Ok(run::shell_code(status))
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) && self.end(Signal::SIGTERM).is_err() {
+            self.child.kill().ok();
+            self.child.wait().ok();
+        }
+    }
+}

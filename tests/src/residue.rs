@@ -1,0 +1,95 @@
+//! What an agent could leave behind: BPF programs and links of its process, breakpoints in the text of workers.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::run::run;
+
+/// Ids of the BPF objects of one kind (`prog`, `link`, `map`) on this node.
+///
+/// # Errors
+/// bpftool is missing or fails.
+pub fn bpf_ids(kind: &str) -> Result<BTreeSet<u64>> {
+    let tool = crate::node::tool("bpftool", "bpftool")?;
+    let ended = run(Command::new(tool).args(["--json", kind, "list"]), Duration::from_secs(20))?;
+    ensure!(ended.code == 0, "bpftool {kind} list: {}", ended.stderr);
+    let list: Vec<serde_json::Value> = serde_json::from_str(&ended.stdout)?;
+    Ok(list.iter().filter_map(|entry| entry.get("id")?.as_u64()).collect())
+}
+
+/// The executable mappings of a process: address range, offset in the file, file.
+///
+/// # Errors
+/// The process is gone.
+pub fn text_mappings(pid: u32) -> Result<Vec<(u64, u64, u64, PathBuf)>> {
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps"))?;
+    let mut found = Vec::new();
+    for line in maps.lines() {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        if let [range, rights, offset, _, inode, path] = *fields.as_slice()
+            && rights.contains('x')
+            && inode != "0"
+        {
+            let (start, end) = range.split_once('-').context("no range")?;
+            found.push((
+                u64::from_str_radix(start, 16)?,
+                u64::from_str_radix(end, 16)?,
+                u64::from_str_radix(offset, 16)?,
+                PathBuf::from(path),
+            ));
+        }
+    }
+    Ok(found)
+}
+
+/// Places where the text that a process runs differs from its file: `file+offset: now`. A probe is an `int3` there.
+///
+/// # Errors
+/// The process is gone or its memory cannot be read.
+pub fn altered_text(pid: u32) -> Result<Vec<String>> {
+    let memory = File::open(format!("/proc/{pid}/mem"))?;
+    let mut altered = Vec::new();
+    for (start, end, offset, path) in text_mappings(pid)? {
+        // Through /proc: the file may have been replaced, or lie in another mount namespace.
+        let link = PathBuf::from(format!("/proc/{pid}/map_files/{start:x}-{end:x}"));
+        let Ok(file) = File::open(&link) else { continue };
+        let length = usize::try_from(end - start)?;
+        let (mut now, mut then) = (vec![0; length], vec![0; length]);
+        memory.read_exact_at(&mut now, start)?;
+        read_at_most(&file, &mut then, offset)?;
+        for (at, (now, then)) in now.iter().zip(&then).enumerate() {
+            if now != then {
+                altered.push(format!("{}+{:#x}: {now:#04x}", path.display(), offset + u64::try_from(at)?));
+            }
+        }
+    }
+    Ok(altered)
+}
+
+fn read_at_most(file: &File, buffer: &mut [u8], offset: u64) -> Result<()> {
+    let mut done = 0;
+    while let Some(rest) = buffer.get_mut(done..)
+        && !rest.is_empty()
+    {
+        match file.read_at(rest, offset + u64::try_from(done)?)? {
+            0 => break, // the last page of a mapping goes beyond the file: zeros, as in memory
+            n => done += n,
+        }
+    }
+    Ok(())
+}
+
+/// Lines of the kernel's lists of trace events made by name (perf-event uprobes of older ways).
+#[must_use]
+pub fn named_uprobes() -> Vec<String> {
+    let paths = ["/sys/kernel/tracing/uprobe_events", "/sys/kernel/debug/tracing/uprobe_events"];
+    paths.iter().filter_map(|p| std::fs::read_to_string(Path::new(p)).ok()).flat_map(|t| {
+        t.lines().map(str::to_owned).collect::<Vec<_>>()
+    }).collect()
+}
