@@ -7,10 +7,10 @@
 //! ```
 
 pub mod catalog;
-mod catalog_stub;
 pub mod operation;
 pub mod resolve;
 
+pub mod discover;
 pub mod kernel;
 
 pub mod export;

@@ -237,7 +237,8 @@ fn pair(name: &str, value: &str) -> model::LabelPair {
 // The catalogue's part: what a probe says about an operation.
 
 fn label_values(operation: &Operation) -> Vec<(String, String)> {
-    operation.probe.label_values(&operation.values, operation.outcome)
+    let labels = operation.probe.label_values(&operation.values, operation.outcome);
+    labels.into_iter().map(|(name, value)| (name.to_owned(), value.into_owned())).collect()
 }
 
 fn counts(operation: &Operation) -> bool {
@@ -252,7 +253,8 @@ fn source(label: &Label) -> Option<&str> {
         | Label::Range(value)
         | Label::Workbench(value)
         | Label::Text(value)
-        | Label::Extension(value) => Some(value),
+        | Label::Extension(value)
+        | Label::FileType(value, _) => Some(value),
     }
 }
 

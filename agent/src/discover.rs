@@ -1,0 +1,122 @@
+//! Turns processes and their executable mappings into candidates for observation, and opens their files safely.
+
+pub mod mappings;
+
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use cadscope_common::record::ProcessKey;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::sys::stat::Mode;
+use procfs::process::{MMPermissions, MMapPath, Process};
+
+pub use self::mappings::{FileId, Mapping, Mappings, MappingsError};
+
+/// Why a mapped file cannot be looked at.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The process ended, or unmapped it, before it could be opened.
+    #[error("the process was gone before its file could be opened")]
+    Gone,
+    /// The file at the path is no longer the one that is mapped.
+    #[error("the file at the path is not the one that is mapped")]
+    Replaced,
+    /// It is a directory, a pipe, a device.
+    #[error("not a regular file")]
+    NotRegular,
+    /// Refused.
+    #[error("cannot be opened: {0}")]
+    Refused(String),
+}
+
+/// Opens the file of a mapping: by the mapping itself, else by its path below the root of the process, which is
+/// resolved without leaving that root.
+///
+/// # Errors
+/// Why not.
+pub fn open_mapped(proc: &Path, mapping: &Mapping) -> Result<File, OpenError> {
+    let process = proc.join(mapping.pid.to_string());
+    let by_mapping = process.join("map_files").join(format!("{:x}-{:x}", mapping.start, mapping.end));
+    if let Ok(file) = File::open(&by_mapping) {
+        return regular(file);
+    }
+    let root = File::open(process.join("root")).map_err(|_| OpenError::Gone)?;
+    let how = OpenHow::new()
+        .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY)
+        .mode(Mode::empty())
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    let file = openat2(&root, Path::new(mapping.path.trim_start_matches('/')), how).map_err(|error| match error {
+        nix::Error::ENOENT | nix::Error::ESRCH => OpenError::Gone,
+        error => OpenError::Refused(error.to_string()),
+    })?;
+    let file = regular(File::from(file))?;
+    let metadata = file.metadata().map_err(|error| OpenError::Refused(error.to_string()))?;
+    if metadata.ino() != mapping.file.inode {
+        return Err(OpenError::Replaced);
+    }
+    Ok(file)
+}
+
+fn regular(file: File) -> Result<File, OpenError> {
+    let metadata = file.metadata().map_err(|error| OpenError::Refused(error.to_string()))?;
+    if metadata.is_file() { Ok(file) } else { Err(OpenError::NotRegular) }
+}
+
+/// The executable mappings of a process now; empty if it is gone.
+#[must_use]
+pub fn mappings_of(proc: &Path, pid: u32) -> Vec<Mapping> {
+    let Some(maps) = process(proc, pid).and_then(|process| process.maps().ok()) else { return Vec::new() };
+    maps.into_iter()
+        .filter(|map| map.perms.contains(MMPermissions::EXECUTE) && map.inode != 0)
+        .filter_map(|map| {
+            let MMapPath::Path(path) = map.pathname else { return None };
+            let path = path.to_string_lossy();
+            Some(Mapping {
+                pid,
+                file: FileId {
+                    major: u32::try_from(map.dev.0).ok()?,
+                    minor: u32::try_from(map.dev.1).ok()?,
+                    inode: map.inode,
+                },
+                start: map.address.0,
+                end: map.address.1,
+                path: path.strip_suffix(" (deleted)").unwrap_or(&path).to_owned(),
+            })
+        })
+        .collect()
+}
+
+/// Every process of the node.
+#[must_use]
+pub fn processes(proc: &Path) -> Vec<u32> {
+    let Ok(entries) = std::fs::read_dir(proc) else { return Vec::new() };
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// Identity of a live process; its start time has the 10 ms steps of /proc.
+#[must_use]
+pub fn key_of(proc: &Path, pid: u32) -> Option<ProcessKey> {
+    let start = process(proc, pid)?.stat().ok()?.starttime;
+    let per_second = procfs::ticks_per_second().max(1);
+    let start_boottime_ns = start.saturating_mul(1_000_000_000 / per_second);
+    Some(ProcessKey { pid, padding: 0, start_boottime_ns })
+}
+
+/// Whether a process is there.
+#[must_use]
+pub fn is_alive(proc: &Path, pid: u32) -> bool {
+    proc.join(pid.to_string()).exists()
+}
+
+/// File name of the program that a process runs; `?` if it is gone.
+#[must_use]
+pub fn program_of(proc: &Path, pid: u32) -> String {
+    let target = std::fs::read_link(proc.join(pid.to_string()).join("exe")).unwrap_or_else(|_| PathBuf::from("?"));
+    let name = target.file_name().unwrap_or(target.as_os_str()).to_string_lossy().into_owned();
+    name.strip_suffix(" (deleted)").map(str::to_owned).unwrap_or(name)
+}
+
+fn process(proc: &Path, pid: u32) -> Option<Process> {
+    Process::new_with_root(proc.join(pid.to_string())).ok()
+}

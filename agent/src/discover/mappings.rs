@@ -1,0 +1,156 @@
+//! Turns the kernel's own account of executable mappings into a stream of [`Mapping`]s.
+//!
+//! perf reports every executable mapping of every process (PERF_RECORD_MMAP2) with the identity of the file, needs
+//! CAP_PERFMON only, and costs a process that maps nothing exactly nothing.
+
+use std::os::fd::{AsRawFd, RawFd};
+
+use perf_event::data::Record;
+use perf_event::events::Software;
+use perf_event::{Builder, Sampler};
+
+/// Bytes of each CPU's buffer.
+const BUFFER_BYTES: usize = 256 << 10;
+
+/// Identity of a file on this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FileId {
+    /// Device, major number.
+    pub major: u32,
+    /// Device, minor number.
+    pub minor: u32,
+    /// Inode number.
+    pub inode: u64,
+}
+
+impl std::fmt::Display for FileId {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(to, "{}:{}:{}", self.major, self.minor, self.inode)
+    }
+}
+
+/// A process mapped a file executable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    /// The process.
+    pub pid: u32,
+    /// The file.
+    pub file: FileId,
+    /// First address.
+    pub start: u64,
+    /// Address after the last.
+    pub end: u64,
+    /// Path as the process sees it; not to be trusted.
+    pub path: String,
+}
+
+/// Why mappings cannot be followed.
+#[derive(Debug, thiserror::Error)]
+pub enum MappingsError {
+    /// The kernel's refusal.
+    #[error("cannot follow executable mappings on CPU {cpu}: {source}; this needs CAP_PERFMON")]
+    Open {
+        /// Which CPU.
+        cpu: usize,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// The stream, one buffer a CPU.
+pub struct Mappings {
+    samplers: Vec<Sampler>,
+    lost: u64,
+}
+
+impl Mappings {
+    /// Opens the stream for all processes.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn open() -> Result<Self, MappingsError> {
+        let mut samplers = Vec::new();
+        for cpu in online_cpus() {
+            let error = |source| MappingsError::Open { cpu, source };
+            let mut builder = Builder::new(Software::DUMMY);
+            builder.any_pid().one_cpu(cpu).include_kernel().include_hv();
+            builder.mmap(true).mmap2(true).wakeup_events(1).enabled(true);
+            let sampler = builder.build().and_then(|counter| counter.sampled(BUFFER_BYTES)).map_err(error)?;
+            samplers.push(sampler);
+        }
+        Ok(Self { samplers, lost: 0 })
+    }
+
+    /// Descriptors that become readable when there is something to take.
+    pub fn descriptors(&self) -> impl Iterator<Item = RawFd> + '_ {
+        self.samplers.iter().map(AsRawFd::as_raw_fd)
+    }
+
+    /// Mappings that the kernel could not report, so far.
+    #[must_use]
+    pub const fn lost(&self) -> u64 {
+        self.lost
+    }
+
+    /// Takes what is there.
+    pub fn drain(&mut self, mut take: impl FnMut(Mapping)) {
+        for sampler in &mut self.samplers {
+            while let Some(record) = sampler.next_record() {
+                match record.parse_record() {
+                    Ok(Record::Mmap2(mapped)) => {
+                        let (Some(major), Some(minor), Some(inode)) = (mapped.maj(), mapped.min(), mapped.ino())
+                        else {
+                            continue;
+                        };
+                        // Anonymous memory, the vdso and the like have no file.
+                        if inode == 0 || mapped.filename.first() != Some(&b'/') {
+                            continue;
+                        }
+                        take(Mapping {
+                            pid: mapped.pid,
+                            file: FileId { major, minor, inode },
+                            start: mapped.addr,
+                            end: mapped.addr.saturating_add(mapped.len),
+                            path: String::from_utf8_lossy(&mapped.filename).trim_end_matches('\0').to_owned(),
+                        });
+                    }
+                    Ok(Record::Lost(lost)) => self.lost = self.lost.saturating_add(lost.lost),
+                    Ok(_) => {}
+                    Err(_) => self.lost = self.lost.saturating_add(1),
+                }
+            }
+        }
+    }
+}
+
+/// The CPUs that are on, from sysfs; CPU 0 if it does not say.
+fn online_cpus() -> Vec<usize> {
+    let text = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
+    let cpus = parse_cpu_list(&text);
+    if cpus.is_empty() { vec![0] } else { cpus }
+}
+
+/// `0-3,5` → 0 1 2 3 5; nonsense is left out.
+fn parse_cpu_list(text: &str) -> Vec<usize> {
+    let mut cpus = Vec::new();
+    for part in text.trim().split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        if let (Ok(first), Ok(last)) = (first.parse::<usize>(), last.parse::<usize>()) {
+            cpus.extend(first..=last.min(first.saturating_add(8192)));
+        }
+    }
+    cpus
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_lists_are_read_as_the_kernel_writes_them() {
+        assert_eq!(parse_cpu_list("0-3,5\n"), [0, 1, 2, 3, 5]);
+        assert_eq!(parse_cpu_list("0\n"), [0]);
+        assert!(parse_cpu_list("").is_empty());
+        assert!(parse_cpu_list("x-y").is_empty());
+    }
+}
