@@ -11,7 +11,7 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::Mode;
 use procfs::process::{MMPermissions, MMapPath, Process};
 
-pub use self::mappings::{FileId, Mapping, Mappings, MappingsError};
+pub use self::mappings::{FileId, Mapping, Mappings, MappingsError, Step};
 
 /// Why a mapped file cannot be looked at.
 #[derive(Debug, thiserror::Error)]

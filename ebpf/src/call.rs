@@ -20,7 +20,7 @@ use cadscope_common::{
 
 use crate::{
     emit,
-    maps::{CAPTURES, Frame, PROBES, TARGETS, THREADS, Thread, ZERO_CAPTURE, ZERO_THREAD, count, setting},
+    maps::{CAPTURES, Frame, PROBES, TARGETS, THREADS, Thread, WORKERS, ZERO_CAPTURE, ZERO_THREAD, count, setting},
     process, user,
 };
 
@@ -243,8 +243,11 @@ fn thread_of(pid: u32, tid: u32) -> Option<*mut Thread> {
         return None;
     }
     let thread = THREADS.get_ptr_mut(tid)?;
+    let key = process::current(pid);
     // SAFETY: the thread's state is touched by the thread itself only.
-    unsafe { (*thread).process = process::current(pid) };
+    unsafe { (*thread).process = key };
+    // From its first call on, a process is a worker whose end is reported, however late the agent learns of it.
+    let _ = WORKERS.insert(pid, key, 0);
     Some(thread)
 }
 

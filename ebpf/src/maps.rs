@@ -102,8 +102,8 @@ pub static ZERO_CAPTURE: Array<Capture> = Array::with_max_entries(1, 0);
 #[map]
 pub static TARGETS: HashMap<u32, u32> = HashMap::with_max_entries(65536, NO_PREALLOC);
 
-/// Process id → key, for processes that map a file with probes. Written by the agent;
-/// forks inherit; process exit and exec remove.
+/// Process id → key, for processes that map a file with probes. Written by the agent
+/// or at the process's first call; forks inherit; process exit and exec remove.
 #[map]
 pub static WORKERS: HashMap<u32, ProcessKey> = HashMap::with_max_entries(65536, NO_PREALLOC);
 

@@ -12,6 +12,9 @@ use perf_event::{Builder, Sampler};
 /// Bytes of each CPU's buffer.
 const BUFFER_BYTES: usize = 256 << 10;
 
+/// `PERF_RECORD_MISC_COMM_EXEC`: the name changed because a program was executed.
+const COMM_EXEC: u16 = 1 << 13;
+
 /// Identity of a file on this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FileId {
@@ -44,6 +47,18 @@ pub struct Mapping {
     pub path: String,
 }
 
+/// One step of a process, in the order in which the kernel reports them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// It executed a program; the mapping of the program's file follows.
+    Executed {
+        /// The process.
+        pid: u32,
+    },
+    /// It mapped a file executable.
+    Mapped(Mapping),
+}
+
 /// Why mappings cannot be followed.
 #[derive(Debug, thiserror::Error)]
 pub enum MappingsError {
@@ -74,7 +89,7 @@ impl Mappings {
             let error = |source| MappingsError::Open { cpu, source };
             let mut builder = Builder::new(Software::DUMMY);
             builder.any_pid().one_cpu(cpu).include_kernel().include_hv();
-            builder.mmap(true).mmap2(true).wakeup_events(1).enabled(true);
+            builder.mmap(true).mmap2(true).comm(true).comm_exec(true).wakeup_events(1).enabled(true);
             let sampler = builder.build().and_then(|counter| counter.sampled(BUFFER_BYTES)).map_err(error)?;
             samplers.push(sampler);
         }
@@ -93,10 +108,12 @@ impl Mappings {
     }
 
     /// Takes what is there.
-    pub fn drain(&mut self, mut take: impl FnMut(Mapping)) {
+    pub fn drain(&mut self, mut take: impl FnMut(Step)) {
         for sampler in &mut self.samplers {
             while let Some(record) = sampler.next_record() {
+                let executed = record.misc() & COMM_EXEC != 0;
                 match record.parse_record() {
+                    Ok(Record::Comm(named)) if executed => take(Step::Executed { pid: named.pid }),
                     Ok(Record::Mmap2(mapped)) => {
                         let (Some(major), Some(minor), Some(inode)) = (mapped.maj(), mapped.min(), mapped.ino())
                         else {
@@ -106,13 +123,13 @@ impl Mappings {
                         if inode == 0 || mapped.filename.first() != Some(&b'/') {
                             continue;
                         }
-                        take(Mapping {
+                        take(Step::Mapped(Mapping {
                             pid: mapped.pid,
                             file: FileId { major, minor, inode },
                             start: mapped.addr,
                             end: mapped.addr.saturating_add(mapped.len),
                             path: String::from_utf8_lossy(&mapped.filename).trim_end_matches('\0').to_owned(),
-                        });
+                        }));
                     }
                     Ok(Record::Lost(lost)) => self.lost = self.lost.saturating_add(lost.lost),
                     Ok(_) => {}
