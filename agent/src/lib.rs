@@ -7,5 +7,7 @@
 //! ```
 
 pub mod catalog;
+pub mod config;
+pub mod identify;
 pub mod operation;
 pub mod resolve;
