@@ -7,6 +7,8 @@
 //! ```
 
 pub mod catalog;
+pub mod config;
+pub mod identify;
 pub mod operation;
 pub mod resolve;
 

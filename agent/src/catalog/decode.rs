@@ -40,7 +40,12 @@ impl Probe {
 
     /// The values of a record that `layout`'s program filled; a value that was not read is absent.
     #[must_use]
-    pub fn decode(&self, layout: &Layout, record: &record::Operation, text: &[u8]) -> BTreeMap<String, Value> {
+    pub fn decode(
+        &self,
+        layout: &Layout,
+        record: &record::Operation,
+        text: &[u8],
+    ) -> BTreeMap<String, Value> {
         let mut values = BTreeMap::new();
         for (name, place) in &layout.values {
             let value = match *place {
@@ -253,7 +258,11 @@ fn class_name(class: &str) -> String {
 
 fn workbench(class: &str) -> &str {
     match class.split_once("::") {
-        Some((name, _)) if !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') => name,
+        Some((name, _))
+            if !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') =>
+        {
+            name
+        }
         _ => NONE,
     }
 }
@@ -262,7 +271,7 @@ fn extension(path: &str) -> String {
     let name = path.rsplit('/').next().unwrap_or(path);
     match name.rsplit_once('.') {
         None => NONE.to_owned(),
-        Some((_, found)) if found.is_empty() => NONE.to_owned(),
+        Some((_, "")) => NONE.to_owned(),
         Some((_, found)) if found.len() <= 8 && found.chars().all(|c| c.is_ascii_alphanumeric()) => {
             found.to_ascii_lowercase()
         }

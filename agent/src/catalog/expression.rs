@@ -191,7 +191,8 @@ impl<'a> Cursor<'a> {
             } else {
                 return Ok(address);
             };
-            let offset = i32::try_from(sign * self.number()?).map_err(|_| "an offset is below 2^31".to_owned())?;
+            let offset =
+                i32::try_from(sign * self.number()?).map_err(|_| "an offset is below 2^31".to_owned())?;
             address = Address::Offset(Box::new(address), offset);
         }
     }

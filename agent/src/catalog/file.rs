@@ -46,17 +46,28 @@ pub enum CatalogError {
 }
 
 const PROBE_KEYS: [&str; 14] = [
-    "attributes", "count_when", "counter", "derived", "error_when", "function", "group", "help", "id", "labels",
-    "layout", "metric", "symbols", "title",
+    "attributes",
+    "count_when",
+    "counter",
+    "derived",
+    "error_when",
+    "function",
+    "group",
+    "help",
+    "id",
+    "labels",
+    "layout",
+    "metric",
+    "symbols",
+    "title",
 ];
 const LABEL_KEYS: [&str; 6] = ["constant", "extension", "map", "range", "value", "workbench"];
 const DERIVED_KEYS: [&str; 4] = ["each", "from", "sum", "to"];
 const LAYOUT_KEYS: [&str; 3] = ["enter", "leave", "when"];
 
 /// Labels that the agent itself adds.
-const RESERVED_LABELS: [&str; 8] = [
-    "container", "file_size_range", "freecad_version", "le", "namespace", "occt_version", "pod", "quantile",
-];
+const RESERVED_LABELS: [&str; 8] =
+    ["container", "file_size_range", "freecad_version", "le", "namespace", "occt_version", "pod", "quantile"];
 
 /// Longest id, title, label value, …
 const MAX_TEXT: usize = 400;
@@ -64,8 +75,9 @@ const MAX_TEXT: usize = 400;
 /// Reads a file of `[[probe]]` tables.
 pub(super) fn read(text: &str, origin: &str) -> Result<Vec<Probe>, CatalogError> {
     let origin_of = || origin.to_owned();
-    let table: Table =
-        text.parse().map_err(|e: toml::de::Error| CatalogError::Syntax { origin: origin_of(), message: e.to_string() })?;
+    let table: Table = text
+        .parse()
+        .map_err(|e: toml::de::Error| CatalogError::Syntax { origin: origin_of(), message: e.to_string() })?;
     if let Some(key) = unknown_key(&table, &["probe"]) {
         return Err(CatalogError::UnknownKey { origin: origin_of(), key: key.to_owned() });
     }
@@ -83,7 +95,8 @@ pub(super) fn read(text: &str, origin: &str) -> Result<Vec<Probe>, CatalogError>
 pub(super) fn read_tables(tables: &[Value], origin: &str) -> Result<Vec<Probe>, CatalogError> {
     let mut probes = Vec::new();
     for (number, value) in tables.iter().enumerate() {
-        let id = value.get("id").and_then(Value::as_str).map_or_else(|| format!("#{}", number + 1), str::to_owned);
+        let id =
+            value.get("id").and_then(Value::as_str).map_or_else(|| format!("#{}", number + 1), str::to_owned);
         let probe = match value {
             Value::Table(table) => probe(table),
             _ => Err(wrong("probe", "is no table; begin each probe with [[probe]]")),
@@ -111,7 +124,8 @@ pub(super) fn check_beside(others: &[Arc<Probe>], probe: &Probe, origin: &str) -
     }
     for (key, family) in [("metric", &probe.metric), ("counter", &probe.counter)] {
         let Some(family) = family else { continue };
-        let same_family = |other: &&Arc<Probe>| [&other.metric, &other.counter].contains(&&Some(family.clone()));
+        let same_family =
+            |other: &&Arc<Probe>| [&other.metric, &other.counter].contains(&&Some(family.clone()));
         let Some(other) = others.iter().find(same_family) else {
             if probe.help.is_empty() {
                 return Err(error("help", format!("is missing: say what {family} measures")));
@@ -122,12 +136,20 @@ pub(super) fn check_beside(others: &[Arc<Probe>], probe: &Probe, origin: &str) -
             let names = |p: &Probe| p.labels.keys().cloned().collect::<Vec<_>>().join(", ");
             return Err(error(
                 "labels",
-                format!("are {}, but {family} has {} in probe `{}`; use the same", names(probe), names(other), other.id),
+                format!(
+                    "are {}, but {family} has {} in probe `{}`; use the same",
+                    names(probe),
+                    names(other),
+                    other.id
+                ),
             ));
         }
         let is_counter = |p: &Probe| p.counter.as_deref() == Some(family);
         if is_counter(other) != is_counter(probe) {
-            return Err(error(key, format!("{family} is the other type in probe `{}`; choose a new name", other.id)));
+            return Err(error(
+                key,
+                format!("{family} is the other type in probe `{}`; choose a new name", other.id),
+            ));
         }
     }
     Ok(())
@@ -173,14 +195,16 @@ fn probe(table: &Table) -> Result<Probe, Wrong> {
 
 fn check_keys(table: &Table, allowed: &[&str], path: &str) -> Result<(), Wrong> {
     match unknown_key(table, allowed) {
-        Some(key) => Err(wrong(format!("{path}{key}"), format!("is not known; {}", suggestion(key, allowed)))),
+        Some(key) => {
+            Err(wrong(format!("{path}{key}"), format!("is not known; {}", suggestion(key, allowed))))
+        }
         None => Ok(()),
     }
 }
 
 fn as_text(value: &Value, key: &str) -> Result<String, Wrong> {
     match value.as_str() {
-        Some(text) if text.is_empty() => Err(wrong(key, "is empty; say something or remove it")),
+        Some("") => Err(wrong(key, "is empty; say something or remove it")),
         Some(text) if text.len() > MAX_TEXT => Err(wrong(key, format!("is longer than {MAX_TEXT} bytes"))),
         Some(text) => Ok(text.to_owned()),
         None => Err(wrong(key, format!("is a {}; write a text in quotes", value.type_str()))),
@@ -220,7 +244,9 @@ fn symbols(table: &Table) -> Result<Vec<String>, Wrong> {
         if !symbol.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '$' | '@')) {
             return Err(wrong(
                 "symbols",
-                format!("`{symbol}` is no mangled name; `nm -D --defined-only LIBRARY` lists them, `c++filt` explains them"),
+                format!(
+                    "`{symbol}` is no mangled name; `nm -D --defined-only LIBRARY` lists them, `c++filt` explains them"
+                ),
             ));
         }
     }
@@ -288,7 +314,10 @@ fn label(value: &Value, key: &str) -> Result<Label, Wrong> {
         (false, false, true, None) => Ok(Label::Extension(name)),
         (false, false, false, Some(map)) => Ok(Label::Map(name, number_map(map, key)?)),
         (false, false, true, Some(map)) => Ok(Label::FileType(name, extension_map(map, key)?)),
-        _ => Err(wrong(key, "takes one of `range`, `workbench`, `extension`, `map`, or `extension` with `map`")),
+        _ => Err(wrong(
+            key,
+            "takes one of `range`, `workbench`, `extension`, `map`, or `extension` with `map`",
+        )),
     }
 }
 
@@ -336,7 +365,9 @@ fn derived(table: &Table) -> Result<BTreeMap<String, Derived>, Wrong> {
             (true, Some(from), Some(to), Some(Value::Integer(each))) if *each > 0 => {
                 Derived::Count { from, to, each: *each }
             }
-            _ => return Err(wrong(key, "must be { sum = [\"…\"] } or { from = \"…\", to = \"…\", each = 8 }")),
+            _ => {
+                return Err(wrong(key, "must be { sum = [\"…\"] } or { from = \"…\", to = \"…\", each = 8 }"));
+            }
         };
         all.insert(name.clone(), made);
     }
@@ -369,7 +400,10 @@ fn layouts(table: &Table) -> Result<Vec<Layout>, Wrong> {
             return Err(wrong("layout", "is not a list of tables; begin each with [[probe.layout]]"));
         };
         if layouts.last().is_some_and(|layout| layout.when.is_empty()) {
-            return Err(wrong("layout", "comes after one without `when`, which fits every build; move that one to the end"));
+            return Err(wrong(
+                "layout",
+                "comes after one without `when`, which fits every build; move that one to the end",
+            ));
         }
         layouts.push(layout(table)?);
     }
@@ -409,7 +443,12 @@ fn conditions(table: &Table) -> Result<Vec<Condition>, Wrong> {
 
 fn condition(text: &str) -> Result<Condition, Wrong> {
     let form = || {
-        wrong("layout.when", format!("`{text}` has not the form `occt >= 7.8`, `occt < 8.0`, `freecad >= 1.0`, `freecad < 1.1`"))
+        wrong(
+            "layout.when",
+            format!(
+                "`{text}` has not the form `occt >= 7.8`, `occt < 8.0`, `freecad >= 1.0`, `freecad < 1.1`"
+            ),
+        )
     };
     let (name, at_least, version) = match (text.split_once(">="), text.split_once('<')) {
         (Some((name, version)), None) => (name, true, version),
@@ -432,7 +471,11 @@ fn check_names(probe: &Probe) -> Result<(), Wrong> {
         probe.layouts.iter().flat_map(|layout| &layout.values).map(|(name, _)| name.as_str()).collect();
     let is_value = |name: &str| read.contains(name) || probe.derived.contains_key(name);
     let need = |known: bool, key: String, name: &str| {
-        if known { Ok(()) } else { Err(wrong(key, format!("uses `{name}`, which no layout reads; add it there"))) }
+        if known {
+            Ok(())
+        } else {
+            Err(wrong(key, format!("uses `{name}`, which no layout reads; add it there")))
+        }
     };
     for (name, made) in &probe.derived {
         let inputs = match made {

@@ -13,7 +13,9 @@ pub(crate) fn unknown_key<'a>(table: &'a Table, allowed: &[&str]) -> Option<&'a 
 pub(crate) fn suggestion(key: &str, allowed: &[&str]) -> String {
     let nearest = allowed.iter().map(|name| (distance(key, name), *name)).min();
     match nearest {
-        Some((distance, name)) if distance <= 1 + key.chars().count() / 3 => format!("did you mean `{name}`?"),
+        Some((distance, name)) if distance <= 1 + key.chars().count() / 3 => {
+            format!("did you mean `{name}`?")
+        }
         _ => format!("known here: {}", allowed.join(", ")),
     }
 }

@@ -12,6 +12,9 @@ use cadscope_common::probe::{
 use super::Place;
 use super::expression::{Address, Base, Expression, Kind};
 
+/// The program of a layout, and where it leaves each value.
+pub(super) type Compiled = (ProbeProgram, Vec<(String, Place)>);
+
 /// Compiles the values read at entry and at the end.
 ///
 /// # Errors
@@ -19,7 +22,7 @@ use super::expression::{Address, Base, Expression, Kind};
 pub(super) fn compile(
     enter: &[(String, Expression)],
     leave: &[(String, Expression)],
-) -> Result<(ProbeProgram, Vec<(String, Place)>), String> {
+) -> Result<Compiled, String> {
     let mut compiler = Compiler::default();
     for (at, values) in [(edge::ENTER, enter), (edge::LEAVE, leave)] {
         for (name, expression) in values {
@@ -44,6 +47,14 @@ struct Named {
     class: bool,
 }
 
+/// A word that no name asked for.
+struct Hidden {
+    edge: u8,
+    base: u8,
+    reads: Vec<i32>,
+    word: u8,
+}
+
 #[derive(Default)]
 struct Compiler {
     enter: Vec<Fetch>,
@@ -51,8 +62,7 @@ struct Compiler {
     named: Vec<Named>,
     words: u8,
     blocks: u8,
-    /// Hidden words: edge, base, reads → word.
-    hidden: Vec<((u8, u8, Vec<i32>), u8)>,
+    hidden: Vec<Hidden>,
 }
 
 impl Compiler {
@@ -71,7 +81,8 @@ impl Compiler {
         fetch.edge = at;
         let class = match expression {
             Expression::Memory(value_kind, _, bytes) if value_kind.is_text() => {
-                let blocks = u8::try_from(bytes.div_ceil(TEXT_BLOCK)).map_err(|_| "is too long".to_owned())?;
+                let blocks =
+                    u8::try_from(bytes.div_ceil(TEXT_BLOCK)).map_err(|_| "is too long".to_owned())?;
                 fetch.place = self.blocks;
                 fetch.blocks = blocks;
                 self.blocks = self.blocks.saturating_add(blocks);
@@ -123,16 +134,16 @@ impl Compiler {
     }
 
     fn hidden_word(&mut self, at: u8, from: u8, reads: &[i32]) -> Result<u8, String> {
-        let key = (at, from, reads.to_vec());
-        if let Some((_, word)) = self.hidden.iter().find(|(known, _)| *known == key) {
-            return Ok(base::WORD0 + word);
+        let known = self.hidden.iter().find(|h| h.edge == at && h.base == from && h.reads == reads);
+        if let Some(hidden) = known {
+            return Ok(base::WORD0 + hidden.word);
         }
         let word = self.word()?;
         let mut fetch = fetch_of(from, kind::U64, reads)?;
         fetch.edge = at;
         fetch.place = word;
         self.push(fetch)?;
-        self.hidden.push((key, word));
+        self.hidden.push(Hidden { edge: at, base: from, reads: reads.to_vec(), word });
         Ok(base::WORD0 + word)
     }
 
@@ -163,7 +174,7 @@ impl Compiler {
         Ok(())
     }
 
-    fn finish(self) -> Result<(ProbeProgram, Vec<(String, Place)>), String> {
+    fn finish(self) -> Result<Compiled, String> {
         let mut program = ProbeProgram::default();
         let all = self.enter.iter().chain(&self.leave);
         for (slot, fetch) in program.fetches.iter_mut().zip(all.clone()) {
@@ -177,7 +188,12 @@ impl Compiler {
             let Some(fetch) = all.clone().nth(index) else { continue };
             let fetch_index = u8::try_from(index).map_err(too_many)?;
             let place = if fetch.kind == kind::TEXT {
-                Place::Text { block: fetch.place, blocks: fetch.blocks, fetch: fetch_index, class: named.class }
+                Place::Text {
+                    block: fetch.place,
+                    blocks: fetch.blocks,
+                    fetch: fetch_index,
+                    class: named.class,
+                }
             } else {
                 Place::Word { index: fetch.place, fetch: fetch_index }
             };
@@ -277,7 +293,9 @@ mod tests {
             }
         }
         match expression {
-            Expression::Register(value_kind, base) => Read::Number(cut(*value_kind, register(*base, registers))),
+            Expression::Register(value_kind, base) => {
+                Read::Number(cut(*value_kind, register(*base, registers)))
+            }
             Expression::Memory(value_kind, tree, bytes) => {
                 let at = address(tree, registers);
                 let room = bytes.div_ceil(TEXT_BLOCK) * TEXT_BLOCK;
@@ -355,12 +373,17 @@ mod tests {
     }
 
     fn any_expression(leave: bool) -> impl Strategy<Value = Expression> {
-        let integer = prop_oneof![
-            Just(Kind::U8), Just(Kind::U16), Just(Kind::U32), Just(Kind::I32), Just(Kind::U64)
-        ];
+        let integer =
+            prop_oneof![Just(Kind::U8), Just(Kind::U16), Just(Kind::U32), Just(Kind::I32), Just(Kind::U64)];
         let any_kind = prop_oneof![
-            Just(Kind::U8), Just(Kind::U16), Just(Kind::U32), Just(Kind::I32), Just(Kind::U64),
-            Just(Kind::Text), Just(Kind::String), Just(Kind::Class)
+            Just(Kind::U8),
+            Just(Kind::U16),
+            Just(Kind::U32),
+            Just(Kind::I32),
+            Just(Kind::U64),
+            Just(Kind::Text),
+            Just(Kind::String),
+            Just(Kind::Class)
         ];
         prop_oneof![
             (integer, any_base(leave)).prop_map(|(k, b)| Expression::Register(k, b)),
@@ -380,7 +403,9 @@ mod tests {
             match tree {
                 Address::Base(base) => base_text(*base),
                 Address::Load(inner) => format!("[{}]", address(inner)),
-                Address::Offset(inner, n) if *n < 0 => format!("{} - {:#x}", address(inner), n.unsigned_abs()),
+                Address::Offset(inner, n) if *n < 0 => {
+                    format!("{} - {:#x}", address(inner), n.unsigned_abs())
+                }
                 Address::Offset(inner, n) => format!("{} + {n}", address(inner)),
             }
         }
@@ -435,9 +460,11 @@ mod tests {
 
     #[test]
     fn an_argument_needed_at_the_end_is_kept_once() {
-        let (program, places) =
-            compile(&named(&[("kind", "i32[this + 0x100]")]), &named(&[("done", "u8[this + 8]"), ("x", "u8[this + 9]")]))
-                .unwrap();
+        let (program, places) = compile(
+            &named(&[("kind", "i32[this + 0x100]")]),
+            &named(&[("done", "u8[this + 8]"), ("x", "u8[this + 9]")]),
+        )
+        .unwrap();
         assert_eq!(program.fetch_count, 4);
         assert_eq!(program.fetches[1], Fetch { edge: edge::ENTER, place: 1, ..Fetch::default() });
         assert_eq!(program.fetches[2].base, base::WORD0 + 1);
@@ -448,9 +475,9 @@ mod tests {
     fn a_chain_too_long_for_one_read_is_cut_in_two() {
         let (program, _) = compile(&named(&[("class", "class[[[[this + 0xb70] + 8] - 8]]")]), &[]).unwrap();
         assert_eq!(program.fetch_count, 2);
-        assert_eq!(program.fetches[0].offsets, [0xb70, 8, -8, 0, 0, -8]);
-        assert_eq!(program.fetches[1].base, base::WORD0);
-        assert_eq!(program.fetches[1].offsets[..2], [8, 0]);
+        assert_eq!(program.fetches[0].offsets, [0xb70, 8, -8, 0, -8, 8]);
+        let last = Fetch { kind: kind::TEXT, base: base::WORD0, steps: 1, blocks: 1, ..Fetch::default() };
+        assert_eq!(program.fetches[1], last);
     }
 
     #[test]
