@@ -86,9 +86,9 @@ fn format(root: &Path) -> Result<()> {
 fn licences(root: &Path) -> Result<()> {
     for manifest in ["Cargo.toml", "ebpf/Cargo.toml"] {
         run(cargo()?
-            .args(["deny", "--log-level", "error", "--manifest-path", manifest, "check", "--config"])
-            .arg(root.join("deny.toml"))
-            .args(["bans", "licenses", "sources"]))?;
+            .args(["deny", "--log-level", "error", "--config", "deny.toml", "--manifest-path"])
+            .arg(root.join(manifest))
+            .args(["check", "bans", "licenses", "sources"]))?;
     }
     Ok(())
 }
