@@ -158,7 +158,7 @@ const TOOLS: &[Tool] = &[
             // Runs for a second; its own profile (one unit, fat LTO) would be compiled for several minutes.
             variables: &[
                 ("CARGO_PROFILE_RELEASE_LTO", "off"),
-                ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1"),
+                ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "0"),
                 ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16"),
             ],
             options: &[],
