@@ -187,7 +187,8 @@ fn explain(compilers: Option<[String; 2]>, linker_missing: bool) -> String {
         String::new(),
     ];
     if let Some(reasons) = compilers {
-        lines.push("missing: a compiler that can build `core` from source; one of these is enough".to_owned());
+        lines
+            .push("missing: a compiler that can build `core` from source; one of these is enough".to_owned());
         lines.extend(reasons.map(|reason| format!("  - {reason}")));
         lines.push("by hand: rustup toolchain install nightly --component rust-src".to_owned());
         lines.push("  or, on Debian 12: apt-get install rustc-web cargo-web rust-web-src".to_owned());
@@ -200,6 +201,8 @@ fn explain(compilers: Option<[String; 2]>, linker_missing: bool) -> String {
                 .to_owned(),
         );
     }
-    lines.push("or point CADSCOPE_BPF_OBJECT_PREBUILT to a BPF object that was compiled elsewhere.".to_owned());
+    lines.push(
+        "or point CADSCOPE_BPF_OBJECT_PREBUILT to a BPF object that was compiled elsewhere.".to_owned(),
+    );
     lines.join("\n")
 }

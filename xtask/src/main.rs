@@ -1,2 +1,128 @@
-//! Every developer command of cadscope. `cargo xtask --help` lists them.
-fn main() {}
+//! Every developer command of cadscope: from a machine with nothing but Rust to a tested, measured build.
+//!
+//! Only this crate knows how tools are installed and in which order things are checked; what it prints is the
+//! documentation of each step.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::setup::Purpose;
+
+mod bench;
+mod build;
+mod demo;
+mod imports;
+mod places;
+mod running_agent;
+mod setup;
+mod shell;
+mod statistics;
+mod test;
+#[path = "../../agent/build/toolchain.rs"]
+#[expect(
+    dead_code,
+    reason = "shared with agent/build.rs, which compiles with it; here it is only looked for"
+)]
+mod toolchain;
+
+/// Every developer command of cadscope
+///
+/// A machine needs Rust (rustup) and, to install and test, root on Debian; everything else is installed by `setup`,
+/// which the other commands call. Downloads are kept in ${CADSCOPE_CACHE:-${XDG_CACHE_HOME:-~/.cache}/cadscope},
+/// never in the repository.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 110)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what is missing: eBPF toolchain, FreeCAD, test tools
+    ///
+    /// Looks first, then installs from Debian packages and with `cargo install`, printing each step and its reason.
+    /// Where everything is there it says so and ends. On another distribution, or without root, it prints what to
+    /// install and exits with 1.
+    Setup {
+        /// Only report what is missing; exit 1 if anything is
+        #[arg(long)]
+        check: bool,
+        /// What the machine is going to be used for
+        #[arg(long = "for", value_enum, default_value_t = Purpose::Test)]
+        purpose: Purpose,
+    },
+    /// Build the agent: one binary, `cadscope`, which carries the kernel side
+    Build {
+        /// Optimised, as it is shipped
+        #[arg(long)]
+        release: bool,
+    },
+    /// Show it on a real FreeCAD job: the waterfall of its operations, then its metrics
+    ///
+    /// Runs `cadscope trace` on xtask/demo/job.py, then `cadscope agent` beside the same job, and prints the metric
+    /// lines which that job produced. Needs root; changes nothing outside a temporary directory.
+    Demo {
+        /// Another job than xtask/demo/job.py
+        #[arg(long, value_name = "FILE")]
+        script: Option<PathBuf>,
+    },
+    /// Check and test everything, cheap checks first
+    ///
+    /// Format, lints, import order, licences; then tests without root; then tests with root and real FreeCAD. Stops
+    /// at the first stage that fails, and prints how long each took.
+    Test {
+        /// Also the long tests, which are marked `#[ignore]`
+        #[arg(long)]
+        full: bool,
+    },
+    /// What continuous integration runs: `test`, where a root test that skips is a failure
+    ///
+    /// Sets CADSCOPE_CI=1, by which the tests know.
+    Ci {
+        /// Also the long tests, which are marked `#[ignore]`
+        #[arg(long)]
+        full: bool,
+    },
+    /// Measure
+    #[command(subcommand)]
+    Bench(Bench),
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// What being observed costs a FreeCAD job, in CPU time and in wall time
+    ///
+    /// Runs the job in pairs, alternately with and without `cadscope agent` beside it, and writes the ratio (median
+    /// and its 95 % bootstrap confidence interval) to docs/bench-job.md with kernel, processor and date.
+    Job {
+        /// Pairs of runs
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(3..))]
+        pairs: u32,
+        /// Another job than xtask/demo/job.py
+        #[arg(long, value_name = "FILE")]
+        script: Option<PathBuf>,
+    },
+}
+
+fn main() -> ExitCode {
+    let done: Result<()> = match Arguments::parse().command {
+        Task::Setup { check: true, purpose } => setup::check(purpose),
+        Task::Setup { check: false, purpose } => setup::install(purpose),
+        Task::Build { release } => build::build(build::Profile::named(release)).map(drop),
+        Task::Demo { script } => demo::demo(script),
+        Task::Test { full } => test::test(full, test::Skips::Allowed),
+        Task::Ci { full } => test::test(full, test::Skips::Fail),
+        Task::Bench(Bench::Job { pairs, script }) => bench::job(pairs, script),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\nxtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

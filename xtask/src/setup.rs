@@ -1,0 +1,379 @@
+//! Turns a machine with Rust into one that builds, shows and tests cadscope: looks, then installs what is missing.
+//!
+//! The list of tools is data, [`TOOLS`]; to need one more is one more entry. Nothing that is there is touched.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use clap::ValueEnum;
+
+use crate::places::{cache, freecadcmd};
+use crate::shell::{first_line, headline, minutes, run};
+use crate::toolchain::{Compiler, find_linker, find_program, forget_inherited};
+
+/// What the machine is going to be used for; each includes the ones before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub(crate) enum Purpose {
+    /// Compile the agent and its kernel side
+    Build,
+    /// Run it on a FreeCAD job
+    Demo,
+    /// Everything
+    Test,
+}
+
+/// Something that has to be installed.
+struct Tool {
+    name: &'static str,
+    why: &'static str,
+    purpose: Purpose,
+    is_there: fn() -> bool,
+    source: Source,
+}
+
+/// Where it comes from.
+enum Source {
+    /// Debian packages.
+    Debian(&'static [&'static str]),
+    /// A program from the Rust package registry; variables and options for its compilation.
+    Crate { name: &'static str, version: &'static str, variables: Pairs, options: &'static [&'static str] },
+    /// A component of the active rustup toolchain.
+    Component(&'static str),
+}
+
+type Pairs = &'static [(&'static str, &'static str)];
+
+/// LLVM of the Debian compiler; bpf-linker must not have an older one than the compiler.
+const LLVM: &str = "/usr/lib/llvm-22";
+
+const TOOLS: &[Tool] = &[
+    Tool {
+        name: "C++ compiler",
+        why: "links Rust programs, and compiles the worker with known exceptions that the tests observe",
+        purpose: Purpose::Build,
+        is_there: || has("g++") && has("cc"),
+        source: Source::Debian(&["g++"]),
+    },
+    Tool {
+        name: "eBPF compiler",
+        why: "compiles the kernel side; needs the source of Rust's core library, which rustup's nightly has with \
+              rust-src and Debian as a package",
+        purpose: Purpose::Build,
+        is_there: || Compiler::find().is_ok(),
+        source: Source::Debian(&["rustc-web", "cargo-web", "rust-web-src"]),
+    },
+    Tool {
+        name: "LLVM 22",
+        why: "bpf-linker is linked with it",
+        purpose: Purpose::Build,
+        is_there: || linker_runs() || llvm_is_complete(),
+        source: Source::Debian(&["llvm-22-dev", "libpolly-22-dev", "zlib1g-dev", "libzstd-dev"]),
+    },
+    Tool {
+        name: "bpf-linker",
+        why: "makes one BPF object with its type information out of what the compiler emits",
+        purpose: Purpose::Build,
+        is_there: linker_runs,
+        source: Source::Crate {
+            name: "bpf-linker",
+            version: "0.13.0",
+            variables: &[("LLVM_PREFIX", LLVM)],
+            options: &["--no-default-features", "--features", "llvm-22"],
+        },
+    },
+    Tool {
+        name: "FreeCAD",
+        why: "is what cadscope observes",
+        purpose: Purpose::Demo,
+        is_there: || freecadcmd().is_some(),
+        source: Source::Debian(&["freecad-python3"]),
+    },
+    Tool {
+        name: "binutils",
+        why: "the tests compare the agent's reading of ELF files with readelf's and objdump's",
+        purpose: Purpose::Test,
+        is_there: || has("readelf") && has("objdump"),
+        source: Source::Debian(&["binutils"]),
+    },
+    Tool {
+        name: "gdb",
+        why: "a second opinion on frames and return values",
+        purpose: Purpose::Test,
+        is_there: || has("gdb"),
+        source: Source::Debian(&["gdb"]),
+    },
+    Tool {
+        name: "valgrind",
+        why: "counts calls independently of any probe",
+        purpose: Purpose::Test,
+        is_there: || has("valgrind"),
+        source: Source::Debian(&["valgrind"]),
+    },
+    Tool {
+        name: "bpftrace",
+        why: "a second opinion on what a uprobe sees",
+        purpose: Purpose::Test,
+        is_there: || has("bpftrace"),
+        source: Source::Debian(&["bpftrace"]),
+    },
+    Tool {
+        name: "bpftool",
+        why: "shows what is loaded and attached, so that a test can see that nothing is left behind",
+        purpose: Purpose::Test,
+        is_there: || has("bpftool") || Path::new("/usr/sbin/bpftool").exists(),
+        source: Source::Debian(&["bpftool"]),
+    },
+    Tool {
+        name: "curl",
+        why: "asks the agent's HTTP server as a user would",
+        purpose: Purpose::Test,
+        is_there: || has("curl"),
+        source: Source::Debian(&["curl"]),
+    },
+    Tool {
+        name: "rustfmt",
+        why: "the format is checked",
+        purpose: Purpose::Test,
+        is_there: || runs(Command::new("cargo").args(["fmt", "--version"])),
+        source: Source::Component("rustfmt"),
+    },
+    Tool {
+        name: "clippy",
+        why: "lints are errors",
+        purpose: Purpose::Test,
+        is_there: || runs(Command::new("cargo").args(["clippy", "--version"])),
+        source: Source::Component("clippy"),
+    },
+    Tool {
+        name: "cargo-deny",
+        why: "checks licences and origins of dependencies",
+        purpose: Purpose::Test,
+        is_there: || find_program("cargo-deny").is_some(),
+        source: Source::Crate {
+            name: "cargo-deny",
+            version: "0.20.2",
+            // Runs for a second; its own profile (one unit, fat LTO) would be compiled for several minutes.
+            variables: &[
+                ("CARGO_PROFILE_RELEASE_LTO", "off"),
+                ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "0"),
+                ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16"),
+            ],
+            options: &[],
+        },
+    },
+];
+
+/// Installs what is missing for this purpose.
+pub(crate) fn install(purpose: Purpose) -> Result<()> {
+    let missing = missing(purpose);
+    if missing.is_empty() {
+        println!("setup: nothing to do, everything for `{}` is there", name(purpose));
+        return Ok(());
+    }
+    headline("setup: missing on this machine");
+    report(&missing);
+    let packages = packages(&missing);
+    let installs_packages = has("apt-get") && is_root();
+    if !packages.is_empty() && !installs_packages {
+        bail!(
+            "Debian packages can only be installed by root on Debian; this is {}.\n\n{}",
+            if has("apt-get") { "not root" } else { "not Debian" },
+            by_hand(&missing)
+        );
+    }
+    let begin = Instant::now();
+    if !packages.is_empty() {
+        headline(&format!("setup: Debian packages {}", packages.join(" ")));
+        run(apt().arg("update"))?;
+        // Recommended packages of FreeCAD are a desktop.
+        run(apt().args(["install", "-y", "--no-install-recommends"]).args(&packages))
+            .map_err(|error| error.context(format!("setup: by hand:\n\n{}", by_hand(&missing))))?;
+        println!("setup: {} so far", minutes(begin.elapsed()));
+    }
+    for tool in &missing {
+        match &tool.source {
+            Source::Debian(_) => {}
+            Source::Component(component) => {
+                headline(&format!("setup: {} ({})", tool.name, tool.why));
+                run(Command::new("rustup").args(["component", "add", component]))?;
+            }
+            Source::Crate { name, version, variables, options } => {
+                headline(&format!("setup: {} ({})", tool.name, tool.why));
+                install_crate(name, version, variables, options)?;
+                println!("setup: {} so far", minutes(begin.elapsed()));
+            }
+        }
+    }
+    let still: Vec<_> = missing.into_iter().filter(|tool| !(tool.is_there)()).collect();
+    if !still.is_empty() {
+        bail!("still missing after installing:\n{}", by_hand(&still));
+    }
+    println!("\nsetup: done in {}", minutes(begin.elapsed()));
+    Ok(())
+}
+
+/// Reports; an error if anything is missing.
+pub(crate) fn check(purpose: Purpose) -> Result<()> {
+    let wanted: Vec<_> = TOOLS.iter().filter(|tool| tool.purpose <= purpose).collect();
+    let mut lacking = Vec::new();
+    for tool in wanted {
+        let is_there = (tool.is_there)();
+        println!("{:8} {:14} {}", if is_there { "ok" } else { "MISSING" }, tool.name, tool.why);
+        if !is_there {
+            lacking.push(tool);
+        }
+    }
+    if lacking.is_empty() {
+        return Ok(());
+    }
+    bail!("{} missing; run `cargo xtask setup`, or:\n\n{}", lacking.len(), by_hand(&lacking))
+}
+
+/// Like [`check`], without a word if everything is there.
+pub(crate) fn check_quietly(purpose: Purpose) -> Result<()> {
+    let missing = missing(purpose);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    report(&missing);
+    bail!("run `cargo xtask setup --for {}`, or:\n\n{}", name(purpose), by_hand(&missing))
+}
+
+/// Whether we may attach, install and test.
+pub(crate) fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+fn missing(purpose: Purpose) -> Vec<&'static Tool> {
+    TOOLS.iter().filter(|tool| tool.purpose <= purpose && !(tool.is_there)()).collect()
+}
+
+fn report(missing: &[&Tool]) {
+    for tool in missing {
+        println!("{:14} {}", tool.name, tool.why);
+    }
+}
+
+fn packages(missing: &[&'static Tool]) -> Vec<&'static str> {
+    let all: BTreeSet<_> = missing
+        .iter()
+        .filter_map(|tool| match tool.source {
+            Source::Debian(packages) => Some(packages.iter().copied()),
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    all.into_iter().collect()
+}
+
+/// The commands that would install these tools on Debian 12, and what stands for them elsewhere.
+fn by_hand(missing: &[&'static Tool]) -> String {
+    let mut lines = Vec::new();
+    let packages = packages(missing);
+    if !packages.is_empty() {
+        lines.push(format!("    apt-get install --no-install-recommends {}", packages.join(" ")));
+    }
+    for tool in missing {
+        match &tool.source {
+            Source::Debian(_) => {}
+            Source::Component(component) => lines.push(format!("    rustup component add {component}")),
+            Source::Crate { name, version, variables, options } => {
+                let set = variables.iter().map(|(name, value)| format!("{name}={value}"));
+                let words = ["cargo", "install", "--locked", "--version", version, name]
+                    .into_iter()
+                    .map(str::to_owned);
+                let options = options.iter().map(|option| (*option).to_owned());
+                lines.push(format!("    {}", set.chain(words).chain(options).collect::<Vec<_>>().join(" ")));
+            }
+        }
+    }
+    if packages.contains(&"rustc-web") {
+        lines.push(
+            "where there is no rustc-web: rustup toolchain install nightly --component rust-src".to_owned(),
+        );
+    }
+    if packages.contains(&"llvm-22-dev") {
+        lines.push(
+            "where there is no llvm-22-dev: bpf-linker finds another LLVM 22 by LLVM_PREFIX".to_owned(),
+        );
+    }
+    lines.join("\n")
+}
+
+fn install_crate(name: &str, version: &str, variables: Pairs, options: &[&str]) -> Result<()> {
+    // In the cache, so that an interrupted installation goes on where it was.
+    let target_dir = cache()?.join("build").join(name);
+    let mut cargo = Command::new("cargo");
+    forget_inherited(&mut cargo);
+    cargo.args(["install", "--locked", "--version", version, name]).args(options);
+    for (name, value) in variables {
+        cargo.env(name, value);
+    }
+    run(cargo.arg("--target-dir").arg(&target_dir))?;
+    std::fs::remove_dir_all(&target_dir)?;
+    Ok(())
+}
+
+fn apt() -> Command {
+    let mut apt = Command::new("apt-get");
+    apt.env("DEBIAN_FRONTEND", "noninteractive").arg("-q");
+    apt
+}
+
+fn has(program: &str) -> bool {
+    find_program(program).is_some()
+}
+
+/// It was linked with a library that may have gone since: only running it tells.
+fn linker_runs() -> bool {
+    find_linker().is_some_and(|path| first_line(Command::new(path).arg("--version")).is_some())
+}
+
+fn llvm_is_complete() -> bool {
+    Path::new(LLVM).join("bin/llvm-config").exists()
+        && Path::new(LLVM).join("lib/libPolly.a").exists()
+        && ["zlib.h", "zstd.h"].iter().all(|header| Path::new("/usr/include").join(header).exists())
+}
+
+fn runs(command: &mut Command) -> bool {
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
+}
+
+fn name(purpose: Purpose) -> &'static str {
+    match purpose {
+        Purpose::Build => "build",
+        Purpose::Demo => "demo",
+        Purpose::Test => "test",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn instructions_name_every_package_and_program() {
+        let all: Vec<_> = TOOLS.iter().collect();
+        let text = by_hand(&all);
+        for word in
+            ["rust-web-src", "freecad-python3", "LLVM_PREFIX=/usr/lib/llvm-22", "cargo-deny", "clippy"]
+        {
+            assert!(text.contains(word), "{word} in {text}");
+        }
+    }
+
+    #[test]
+    fn every_tool_says_why() {
+        for tool in TOOLS {
+            assert!(tool.why.len() > 10, "{}", tool.name);
+        }
+    }
+}

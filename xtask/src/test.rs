@@ -1,0 +1,167 @@
+//! Turns a checkout into a verdict: stages from cheap to expensive, the first that fails ends it.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::build::{Profile, build};
+use crate::imports;
+use crate::places::repository;
+use crate::setup::{self, Purpose, is_root};
+use crate::shell::{cargo, headline, minutes, run, run_watched};
+
+/// What a root test may do on a machine that cannot run it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Skips {
+    /// Say what is missing, and pass.
+    Allowed,
+    /// Fail: continuous integration must have what is needed.
+    Fail,
+}
+
+/// Name, duration and test counts of the stages so far.
+#[derive(Default)]
+struct Stages {
+    done: Vec<(&'static str, Duration, Option<Counts>)>,
+}
+
+/// What the lines `test result: …` of one stage add up to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Counts {
+    passed: u32,
+    failed: u32,
+    ignored: u32,
+}
+
+/// Runs all stages.
+pub(crate) fn test(full: bool, skips: Skips) -> Result<()> {
+    if !is_root() {
+        bail!("tests attach probes and install what is missing: run this as root");
+    }
+    let mut stages = Stages::default();
+    let verdict = all(&mut stages, full, skips);
+    stages.print();
+    verdict
+}
+
+fn all(stages: &mut Stages, full: bool, skips: Skips) -> Result<()> {
+    let root = repository()?;
+    stages.run("setup", || setup::install(Purpose::Test))?;
+    stages.run("format", || format(&root))?;
+    stages.run("imports", || imports::check(&root.join("agent/src")))?;
+    stages.run("licences", || licences(&root))?;
+    stages.run("lints", || {
+        run(cargo()?.args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+    })?;
+    stages.count("unit tests", |counts| {
+        let mut cargo = cargo()?;
+        cargo.args(["test", "--workspace", "--exclude", "cadscope-tests", "--"]);
+        run_watched(cargo.args(full.then_some("--include-ignored")), |line| counts.add(line))
+    })?;
+    let mut binary = None;
+    stages.run("release build", || {
+        binary = Some(build(Profile::Release)?);
+        Ok(())
+    })?;
+    stages.count("root tests", |counts| {
+        let mut cargo = cargo()?;
+        cargo.args(["test", "--package", "cadscope-tests", "--", "--test-threads=1"]);
+        cargo.args(full.then_some("--include-ignored"));
+        cargo.env("CADSCOPE_BINARY", binary.context("not built")?);
+        if skips == Skips::Fail {
+            cargo.env("CADSCOPE_CI", "1");
+        }
+        run_watched(&mut cargo, |line| counts.add(line))
+    })
+}
+
+fn format(root: &Path) -> Result<()> {
+    run(cargo()?.args(["fmt", "--all", "--check"]))?;
+    // Not a member of the workspace: it is compiled for another machine, the kernel.
+    run(cargo()?.args(["fmt", "--check", "--manifest-path"]).arg(root.join("ebpf/Cargo.toml")))
+}
+
+/// Not advisories: their database is fetched from the network, and a test must not fail for what happened there.
+fn licences(root: &Path) -> Result<()> {
+    for manifest in ["Cargo.toml", "ebpf/Cargo.toml"] {
+        run(cargo()?
+            .args(["deny", "--log-level", "error", "--config", "deny.toml", "--manifest-path"])
+            .arg(root.join(manifest))
+            .args(["check", "bans", "licenses", "sources"]))?;
+    }
+    Ok(())
+}
+
+impl Stages {
+    fn run(&mut self, name: &'static str, stage: impl FnOnce() -> Result<()>) -> Result<()> {
+        self.timed(name, stage).map(drop)
+    }
+
+    fn count(&mut self, name: &'static str, stage: impl FnOnce(&mut Counts) -> Result<()>) -> Result<()> {
+        let mut counts = Counts::default();
+        let verdict = self.timed(name, || stage(&mut counts));
+        if let Some(last) = self.done.last_mut() {
+            last.2 = Some(counts);
+        }
+        verdict
+    }
+
+    fn timed(&mut self, name: &'static str, stage: impl FnOnce() -> Result<()>) -> Result<()> {
+        headline(name);
+        let begin = Instant::now();
+        let verdict = stage();
+        self.done.push((name, begin.elapsed(), None));
+        verdict.with_context(|| format!("stage `{name}`"))
+    }
+
+    fn print(&self) {
+        headline("stages");
+        for (name, time, counts) in &self.done {
+            let counts = counts.map_or_else(String::new, |counts| {
+                format!("{} passed, {} failed, {} ignored", counts.passed, counts.failed, counts.ignored)
+            });
+            println!("{name:14} {:>12}  {counts}", minutes(*time));
+        }
+    }
+}
+
+impl Counts {
+    /// Adds a line `test result: ok. 3 passed; 0 failed; 1 ignored; …`; any other line adds nothing.
+    fn add(&mut self, line: &str) {
+        let Some(result) = line.strip_prefix("test result: ") else {
+            return;
+        };
+        for part in result.split("; ") {
+            let mut words = part.rsplit(' ');
+            let (Some(what), Some(number)) = (words.next(), words.next()) else {
+                continue;
+            };
+            let Ok(number) = number.parse::<u32>() else {
+                continue;
+            };
+            match what {
+                "passed" => self.passed += number,
+                "failed" => self.failed += number,
+                "ignored" => self.ignored += number,
+                _ => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn summaries_of_all_binaries_are_added() {
+        let mut counts = Counts::default();
+        counts.add(
+            "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 2 filtered out; finished in 0.01s",
+        );
+        counts.add("test something ... ok");
+        counts.add("test result: FAILED. 4 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out");
+        assert_eq!(counts, Counts { passed: 7, failed: 2, ignored: 1 });
+    }
+}
