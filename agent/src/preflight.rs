@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::config::ReportFormat;
+use crate::discover;
 use crate::kernel::Kernel;
 
 /// Oldest kernel: attach cookies came with it.
@@ -139,11 +140,13 @@ fn check_capabilities(held: u64, kernel: Option<(u32, u32)>) -> Check {
 }
 
 fn check_proc(proc: &Path, held: u64) -> Check {
-    let ok = proc.join("1").join("maps").exists() && std::fs::read(proc.join("1").join("maps")).is_ok();
+    let own = std::process::id();
+    let others: Vec<u32> = discover::processes(proc).into_iter().filter(|pid| *pid != own).take(200).collect();
+    let ok = others.iter().any(|pid| !discover::mappings_of(proc, *pid).is_empty());
     let found = if ok {
-        format!("{} shows other processes", proc.display())
+        format!("{} shows the memory maps of other processes", proc.display())
     } else {
-        format!("{} does not show the memory maps of process 1", proc.display())
+        format!("{} does not show the memory maps of other processes", proc.display())
     };
     let fix = if held >> CAP_SYS_PTRACE & 1 == 1 {
         "mount the node's procfs and name it with --proc (in Kubernetes: hostPID: true)"

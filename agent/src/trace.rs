@@ -107,12 +107,13 @@ fn run_program(
 ) -> anyhow::Result<u8> {
     let Some((program, rest)) = arguments.split_first() else { bail!("no command to run") };
     // The child holds still before it executes the program until it is a target: nothing of the program is missed.
-    let (gate, opener) = nix::unistd::pipe().context("cannot make a pipe")?;
+    let (gate, opener) =
+        nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("cannot make a pipe")?;
     let mut command = Command::new(program);
     command.args(rest).stdin(Stdio::inherit());
     let wait = move || {
         let mut byte = [0_u8];
-        // The parent's end is closed or written to; both open the gate.
+        // The parent writes one byte; if it is gone, the error opens the gate as well.
         let _ = nix::unistd::read(&gate, &mut byte);
         Ok(())
     };
@@ -123,7 +124,7 @@ fn run_program(
     if let Some(pid) = child_pid {
         observer.add_target(pid)?;
     }
-    drop(opener);
+    nix::unistd::write(&opener, &[1]).context("cannot start the command")?;
     let spawned = spawned.join().map_err(|_| anyhow::anyhow!("cannot start the command"))?;
     let (mut child, _) = spawned.with_context(|| {
         format!("cannot run `{}`; is it installed and in PATH?", program.to_string_lossy())
