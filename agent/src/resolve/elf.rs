@@ -21,6 +21,11 @@ const MOST_DYNAMIC_ENTRIES: u64 = 4096;
 /// Longest symbol name that is looked at, in bytes; Eigen's reach tens of thousands.
 const LONGEST_NAME: usize = 1 << 16;
 
+/// Most symbols that are compared one by one, in a file without a hash table (which the dynamic linker refuses).
+const MOST_SCANNED: u64 = 1 << 18;
+/// Most symbols of one hash chain; linkers keep them to a handful.
+const LONGEST_CHAIN: u64 = 1 << 12;
+
 /// Size of `Elf64_Sym` in bytes.
 const SYMBOL_BYTES: u64 = 24;
 /// Size of `Elf64_Rela` in bytes.
@@ -338,7 +343,7 @@ impl<'a> ElfFile<'a> {
         if let Some(hash) = self.bytes_at(self.dynamic.hash).filter(|_| self.dynamic.hash != 0) {
             return best(&mut sysv_candidates(hash, name));
         }
-        best(&mut (0..self.counted_dynamic_table()?.count))
+        best(&mut (0..self.counted_dynamic_table()?.count.min(MOST_SCANNED)))
     }
 
     fn is_hidden_version(&self, index: u64) -> bool {
@@ -529,10 +534,11 @@ impl<'a> GnuHash<'a> {
             .and_then(|_| self.bucket(u64::from(hash) % self.buckets))
             .filter(|first| *first >= self.first_symbol);
         let mut next = start;
+        let end = start.map_or(0, |start| start.saturating_add(LONGEST_CHAIN));
         std::iter::from_fn(move || {
             while let Some(symbol) = next {
                 let chained = self.chain(symbol)?;
-                next = (chained & 1 == 0).then_some(symbol + 1);
+                next = (chained & 1 == 0 && symbol < end).then_some(symbol + 1);
                 if chained | 1 == hash | 1 {
                     return Some(symbol);
                 }
@@ -565,7 +571,7 @@ fn sysv_candidates<'a>(hash: &'a [u8], name: &[u8]) -> impl Iterator<Item = u64>
         (key ^ high >> 24) & !high
     });
     let buckets = u32_at(hash, 0).map_or(0, u64::from);
-    let most = u32_at(hash, 4).map_or(0, u64::from);
+    let most = u32_at(hash, 4).map_or(0, u64::from).min(LONGEST_CHAIN);
     let mut next = u64::from(key).checked_rem(buckets).and_then(|bucket| u32_at(hash, 8 + bucket * 4));
     // A chain that loops ends after as many steps as there are symbols.
     let mut left = most;

@@ -11,13 +11,19 @@ use super::frames::{Distance, Frame};
 use super::{Unplaceable, Vaddr};
 
 /// Most code of one function with its fragments, in bytes.
-const MOST_CODE_BYTES: u64 = 1 << 20;
+const MOST_CODE_BYTES: u64 = 1 << 18;
 /// Most pieces (function and fragments) of one function.
 const MOST_PIECES: usize = 64;
+/// Most ways out of one function.
+const MOST_LEAVES: usize = 256;
+/// Most jumps, table entries and landing pads of one function.
+const MOST_ARRIVALS: usize = 1 << 16;
 /// Most entries of one jump table.
 const MOST_TABLE_ENTRIES: u64 = 4096;
 /// How far before an indirect jump its table is looked for, in instructions.
 const TABLE_WINDOW: usize = 24;
+/// How far before it the table's address may have been loaded, outside a loop.
+const BASE_WINDOW: usize = 2048;
 /// Largest function that is looked into to see whether it is a fragment that jumps back, in bytes.
 const LARGEST_FRAGMENT_GUESS: u64 = 4096;
 
@@ -117,12 +123,12 @@ impl Body {
         rest.get(..rest.partition_point(|arrival| arrival.at == vaddr)).unwrap_or_default()
     }
 
-    /// Whether the function does anything by calling, other than giving up.
+    /// Whether the function does anything by calling, other than ending the process.
     pub(super) fn calls(&self, file: &ElfFile<'_>) -> bool {
         self.pieces.first().is_some_and(|piece| {
             piece.code.iter().any(|instruction| match instruction.flow_control() {
                 FlowControl::IndirectCall => true,
-                FlowControl::Call => !is_noreturn_call(file, instruction),
+                FlowControl::Call => !gives_up(file, instruction),
                 _ => false,
             })
         })
@@ -164,6 +170,14 @@ impl Reading<'_, '_> {
         {
             let how = match instruction.flow_control() {
                 FlowControl::Return => Some(How::Return),
+                FlowControl::Call => {
+                    // A call into the body is recursion, or code that nobody compiles.
+                    let to = instruction.near_branch_target();
+                    if is_near(&instruction) && frame.contains(to) && to != frame.start {
+                        self.body.arrivals.push(Arrival { at: to, from: None });
+                    }
+                    None
+                }
                 FlowControl::UnconditionalBranch | FlowControl::ConditionalBranch => {
                     self.jump(&frame, &instruction)?
                 }
@@ -173,6 +187,9 @@ impl Reading<'_, '_> {
             };
             if let Some(how) = how {
                 self.body.leaves.push(Leave { piece, index, how });
+            }
+            if self.body.leaves.len() > MOST_LEAVES || self.body.arrivals.len() > MOST_ARRIVALS {
+                return Err(Unplaceable::TooLarge(self.bytes));
             }
             index += 1;
         }
@@ -326,37 +343,27 @@ pub(super) fn plt_name<'a>(file: &ElfFile<'a>, vaddr: u64) -> Option<&'a str> {
     file.slot_name(jump.ip_rel_memory_address())
 }
 
-/// Whether a call is to a function that never returns.
-pub(super) fn is_noreturn_call(file: &ElfFile<'_>, call: &Instruction) -> bool {
-    let name = if call.flow_control() == FlowControl::Call && is_near(call) {
-        let to = call.near_branch_target();
-        plt_name(file, to).or_else(|| file.name_at(Vaddr(to)))
-    } else if call.flow_control() == FlowControl::IndirectCall && call.is_ip_rel_memory_operand() {
-        file.slot_name(call.ip_rel_memory_address())
-    } else {
-        None
+/// Whether a call ends the process: the stack protector's, or a failed assertion. A call that throws does not.
+pub(super) fn gives_up(file: &ElfFile<'_>, call: &Instruction) -> bool {
+    const NAMES: [&str; 6] = [
+        "__stack_chk_fail",
+        "__stack_chk_fail_local",
+        "abort",
+        "__assert_fail",
+        "__chk_fail",
+        "_ZSt9terminatev",
+    ];
+    let name = match call.flow_control() {
+        FlowControl::Call if is_near(call) => {
+            let to = call.near_branch_target();
+            plt_name(file, to).or_else(|| file.name_at(Vaddr(to)))
+        }
+        FlowControl::IndirectCall if call.is_ip_rel_memory_operand() => {
+            file.slot_name(call.ip_rel_memory_address())
+        }
+        _ => None,
     };
-    name.is_some_and(|name| {
-        matches!(
-            name,
-            "__stack_chk_fail"
-                | "__stack_chk_fail_local"
-                | "_Unwind_Resume"
-                | "__cxa_throw"
-                | "__cxa_rethrow"
-                | "__cxa_bad_cast"
-                | "__cxa_bad_typeid"
-                | "__cxa_throw_bad_array_new_length"
-                | "__cxa_pure_virtual"
-                | "abort"
-                | "exit"
-                | "_exit"
-                | "__assert_fail"
-                | "__fortify_fail"
-                | "__chk_fail"
-                | "_ZSt9terminatev"
-        ) || name.starts_with("_ZSt") && name.contains("__throw_")
-    })
+    name.is_some_and(|name| NAMES.contains(&name))
 }
 
 /// A jump table: where it lies and how its entries name their targets.
@@ -398,7 +405,7 @@ impl JumpTable {
             return None;
         }
         // The base may have been loaded long before, outside a loop; its entries tell whether it was this one.
-        let table = before.iter().rfind(|instruction| {
+        let table = before.iter().rev().take(BASE_WINDOW).find(|instruction| {
             instruction.mnemonic() == Mnemonic::Lea && instruction.op0_register() == base
         })?;
         let at = table.is_ip_rel_memory_operand().then(|| table.ip_rel_memory_address())?;

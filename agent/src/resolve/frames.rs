@@ -17,7 +17,7 @@ use super::elf::ElfFile;
 type Slice<'a> = EndianSlice<'a, LittleEndian>;
 
 /// Longest frame description that is read, in bytes; the largest function of OCCT needs a tenth.
-const LONGEST_DESCRIPTION: usize = 1 << 18;
+const LONGEST_DESCRIPTION: usize = 1 << 16;
 /// Most frames that are indexed in a file without a search table.
 const MOST_FRAMES: usize = 1 << 22;
 /// Most call sites of one exception table.
@@ -217,15 +217,18 @@ impl Frame {
         let length = table.uleb()?;
         let end = table.vaddr.checked_add(length)?;
         let mut pads = Vec::new();
-        while table.vaddr < end {
+        for _ in 0..MOST_CALL_SITES {
+            if table.vaddr >= end {
+                break;
+            }
             let (_start, _length) = (table.pointer(encoding)?, table.pointer(encoding)?);
             let (pad, _action) = (table.pointer(encoding)?, table.uleb()?);
             if pad != 0 {
                 pads.push(start.wrapping_add(pad));
             }
-            if pads.len() > MOST_CALL_SITES {
-                return None;
-            }
+        }
+        if table.vaddr < end {
+            return None;
         }
         pads.sort_unstable();
         pads.dedup();

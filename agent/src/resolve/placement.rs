@@ -11,15 +11,15 @@
 //! callee is part of the operation is decided by [`FollowPolicy`]; followed callees are observed at their own exits
 //! ([`Edge::TailLeave`]), where the slot is the same.
 
-use cadscope_common::cookie::{Edge, RETURN_NOT_FINAL};
+use cadscope_common::cookie::{Base, Edge, RETURN_NOT_FINAL};
 use iced_x86::{
     Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
     Register,
 };
 
 use super::elf::{ElfFile, Symbol};
-use super::exits::{Body, How, Leave, Piece, is_noreturn_call};
-use super::frames::Distance;
+use super::exits::{Body, How, Leave, Piece, gives_up};
+use super::frames::{Distance, Frame};
 use super::{Exit, Site, SiteClass, Sites, Unplaceable, Vaddr};
 
 /// How far into a function its entry is looked for, in instructions.
@@ -28,6 +28,8 @@ const ENTRY_WINDOW: usize = 12;
 const EXIT_WINDOW: usize = 32;
 /// How many tail calls in a row are followed.
 const MOST_FOLLOWED: usize = 4;
+/// How many functions are read to place one.
+const MOST_BODIES: usize = 32;
 /// Most exits of one function, with those of followed callees.
 const MOST_EXITS: usize = 256;
 /// A callee up to this size, in bytes, is taken for an epilogue of its caller: a release, a forwarded setter.
@@ -86,9 +88,8 @@ impl ElfFile<'_> {
         placement: Placement,
     ) -> Result<Sites, Unplaceable> {
         let function = self.function(symbol)?;
-        let mut placing =
-            Placing { file: self, follow, placement, exits: Vec::new(), seen: vec![function.vaddr.0] };
-        let body = Body::read(self, function.vaddr, function.size)?;
+        let mut placing = Placing::new(self, follow, placement);
+        let body = placing.read(function.vaddr, function.size)?;
         let entry = placing.entry(&body)?;
         placing.leave(&body, None, 0)?;
         if placing.exits.is_empty() {
@@ -108,13 +109,7 @@ impl ElfFile<'_> {
     /// If the function is not here, or its first instruction cannot be probed.
     pub fn entry(&self, symbol: &str) -> Result<Site, Unplaceable> {
         let function = self.function(symbol)?;
-        let placing = Placing {
-            file: self,
-            follow: FollowPolicy::Never,
-            placement: Placement::Cheapest,
-            exits: Vec::new(),
-            seen: Vec::new(),
-        };
+        let placing = Placing::new(self, FollowPolicy::Never, Placement::Cheapest);
         if let Ok(body) = Body::read(self, function.vaddr, function.size) {
             return placing.entry(&body);
         }
@@ -148,6 +143,8 @@ struct Placing<'f, 'a> {
     exits: Vec<(Site, Exit)>,
     /// Functions whose exits are already taken.
     seen: Vec<u64>,
+    /// How many functions may still be read.
+    bodies_left: usize,
 }
 
 /// Where a tail call goes.
@@ -161,7 +158,17 @@ struct Callee {
     is_elsewhere: bool,
 }
 
-impl Placing<'_, '_> {
+impl<'f, 'a> Placing<'f, 'a> {
+    fn new(file: &'f ElfFile<'a>, follow: FollowPolicy, placement: Placement) -> Self {
+        Self { file, follow, placement, exits: Vec::new(), seen: Vec::new(), bodies_left: MOST_BODIES }
+    }
+
+    fn read(&mut self, start: Vaddr, size: u64) -> Result<Body, Unplaceable> {
+        self.bodies_left = self.bodies_left.checked_sub(1).ok_or(Unplaceable::TooLarge(size))?;
+        self.seen.push(start.0);
+        Body::read(self.file, start, size)
+    }
+
     /// The entry: the first emulated instruction that is reached in a straight line from the first one while
     /// arguments and objects are as the caller left them; otherwise the first instruction.
     fn entry(&self, body: &Body) -> Result<Site, Unplaceable> {
@@ -185,7 +192,7 @@ impl Placing<'_, '_> {
                         fallback = Some(site);
                     }
                 }
-                if !keeps_arguments(&mut factory, instruction) {
+                if !keeps_arguments(&mut factory, &piece.frame, instruction) {
                     break;
                 }
             }
@@ -280,9 +287,7 @@ impl Placing<'_, '_> {
             return Err(Unplaceable::NoExit);
         }
         let before = (self.exits.len(), self.seen.len());
-        self.seen.push(at.0);
-        let outcome =
-            Body::read(self.file, at, size).and_then(|body| self.leave(&body, Some(name), depth + 1));
+        let outcome = self.read(at, size).and_then(|body| self.leave(&body, Some(name), depth + 1));
         if outcome.is_err() {
             self.exits.truncate(before.0);
             self.seen.truncate(before.1);
@@ -309,8 +314,9 @@ impl Placing<'_, '_> {
         let (mut at, mut piece, mut index) = (piece.code.get(leave.index)?, piece, leave.index);
         for _ in 0..EXIT_WINDOW {
             // Step back to the only instruction from which this one is reached.
+            let previous = index.checked_sub(1).and_then(|index| piece.code.get(index));
             let previous =
-                index.checked_sub(1).and_then(|index| piece.code.get(index)).filter(|it| falls_through(it));
+                previous.filter(|previous| falls_through(previous) && !gives_up(self.file, previous));
             let (instruction, jumped) = match (body.arrivals_at(at.ip()), previous) {
                 ([], Some(previous)) => {
                     index -= 1;
@@ -326,13 +332,13 @@ impl Placing<'_, '_> {
             };
             match instruction.flow_control() {
                 FlowControl::Next => {
-                    if !keeps_objects(&mut factory, instruction) {
+                    if !keeps_objects(&mut factory, &piece.frame, instruction) {
                         return None;
                     }
                     value = value.and_then(|register| value_before(&mut factory, instruction, register));
                 }
                 FlowControl::UnconditionalBranch => {}
-                FlowControl::ConditionalBranch if self.gives_up(body, piece, index, jumped) => {}
+                FlowControl::ConditionalBranch if self.otherwise_gives_up(body, piece, index, jumped) => {}
                 _ => return None,
             }
             let register =
@@ -349,8 +355,8 @@ impl Placing<'_, '_> {
         None
     }
 
-    /// Whether the way that a conditional jump does not take towards the exit ends in a call that never returns.
-    fn gives_up(&self, body: &Body, piece: &Piece, index: usize, jumped: bool) -> bool {
+    /// Whether the way that a conditional jump does not take towards the exit ends the process.
+    fn otherwise_gives_up(&self, body: &Body, piece: &Piece, index: usize, jumped: bool) -> bool {
         let other = if jumped {
             piece.code.get(index + 1).and_then(|next| body.find(next.ip()))
         } else {
@@ -363,7 +369,7 @@ impl Placing<'_, '_> {
             match instruction.flow_control() {
                 FlowControl::Next => {}
                 FlowControl::Call | FlowControl::IndirectCall => {
-                    return is_noreturn_call(self.file, instruction);
+                    return gives_up(self.file, instruction);
                 }
                 _ => return false,
             }
@@ -416,11 +422,11 @@ fn falls_through(instruction: &Instruction) -> bool {
 
 /// Whether after an instruction the argument registers and all memory but the own frame are as before, and the next
 /// instruction follows.
-fn keeps_arguments(factory: &mut InstructionInfoFactory, instruction: &Instruction) -> bool {
+fn keeps_arguments(factory: &mut InstructionInfoFactory, frame: &Frame, instruction: &Instruction) -> bool {
     const ARGUMENTS: [Register; 6] =
         [Register::RDI, Register::RSI, Register::RDX, Register::RCX, Register::R8, Register::R9];
     instruction.flow_control() == FlowControl::Next
-        && keeps_objects(factory, instruction)
+        && keeps_objects(factory, frame, instruction)
         && factory
             .info(instruction)
             .used_registers()
@@ -428,11 +434,15 @@ fn keeps_arguments(factory: &mut InstructionInfoFactory, instruction: &Instructi
             .all(|used| !is_write(used.access()) || !ARGUMENTS.contains(&used.register().full_register()))
 }
 
-/// Whether an instruction writes no memory but the own frame.
-fn keeps_objects(factory: &mut InstructionInfoFactory, instruction: &Instruction) -> bool {
+/// Whether an instruction writes no memory but the own frame: through rsp, or through rbp where that holds the frame
+/// and is not used for anything else.
+fn keeps_objects(factory: &mut InstructionInfoFactory, frame: &Frame, instruction: &Instruction) -> bool {
+    let has_frame_pointer =
+        || frame.distance(instruction.ip()).is_some_and(|distance| distance.base == Base::FramePointer);
     factory.info(instruction).used_memory().iter().all(|used| {
         !is_write(used.access())
-            || matches!(used.base(), Register::RSP | Register::RBP) && used.segment() == Register::SS
+            || used.base() == Register::RSP
+            || used.base() == Register::RBP && used.index() == Register::None && has_frame_pointer()
     })
 }
 
