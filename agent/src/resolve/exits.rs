@@ -384,7 +384,7 @@ impl JumpTable {
             return Self::absolute(before, jump);
         }
         let register = jump.op0_register();
-        let window = before.get(before.len().saturating_sub(TABLE_WINDOW)..)?;
+        let window = straight(before);
         let writer = window.iter().rposition(|instruction| writes(instruction, register))?;
         let (earlier, writer) = (window.get(..writer)?, window.get(writer)?);
         if writer.mnemonic() == Mnemonic::Mov && writer.op1_kind() == OpKind::Memory {
@@ -419,7 +419,7 @@ impl JumpTable {
         {
             return None;
         }
-        let window = before.get(before.len().saturating_sub(TABLE_WINDOW)..)?;
+        let window = straight(before);
         Some(Self {
             at: load.memory_displacement64(),
             is_relative: false,
@@ -447,6 +447,24 @@ impl JumpTable {
         targets.dedup();
         targets
     }
+}
+
+/// The last instructions that run one after another before a jump, conditional jumps out of them aside.
+fn straight(before: &[Instruction]) -> &[Instruction] {
+    let window = before.get(before.len().saturating_sub(TABLE_WINDOW)..).unwrap_or_default();
+    let start = window.iter().rposition(|instruction| !falls_through(instruction)).map_or(0, |last| last + 1);
+    window.get(start..).unwrap_or_default()
+}
+
+/// Whether the next instruction can follow an instruction.
+pub(super) fn falls_through(instruction: &Instruction) -> bool {
+    !matches!(
+        instruction.flow_control(),
+        FlowControl::UnconditionalBranch
+            | FlowControl::IndirectBranch
+            | FlowControl::Return
+            | FlowControl::Exception
+    )
 }
 
 /// Number of table entries, from the last comparison of the index before the jump: `cmp index, last; ja default`.
@@ -485,15 +503,16 @@ fn writes(instruction: &Instruction, register: Register) -> bool {
 /// Whether an indirect jump looks like that of a jump table, though the table was not found.
 fn is_table_like(before: &[Instruction], jump: &Instruction) -> bool {
     if jump.op0_kind() == OpKind::Memory {
-        return jump.memory_index() != Register::None || is_notrack(jump);
+        return jump.memory_index_scale() == 8 || is_notrack(jump);
     }
     let register = jump.op0_register();
-    let window = before.get(before.len().saturating_sub(TABLE_WINDOW)..).unwrap_or_default();
+    let window = straight(before);
     let writer = window.iter().rfind(|instruction| writes(instruction, register));
     is_notrack(jump)
         || writer.is_some_and(|writer| {
             matches!(writer.mnemonic(), Mnemonic::Add | Mnemonic::Sub)
-                || writer.op1_kind() == OpKind::Memory && writer.memory_index() != Register::None
+                && writer.op1_kind() == OpKind::Register
+                || writer.op1_kind() == OpKind::Memory && writer.memory_index_scale() == 8
         })
 }
 

@@ -18,7 +18,7 @@ use iced_x86::{
 };
 
 use super::elf::{ElfFile, Symbol};
-use super::exits::{Body, How, Leave, Piece, gives_up};
+use super::exits::{Body, How, Leave, Piece, falls_through, gives_up};
 use super::frames::{Distance, Frame};
 use super::{Exit, Site, SiteClass, Sites, Unplaceable, Vaddr};
 
@@ -408,16 +408,6 @@ fn is_ending(name: &str) -> bool {
         || name.ends_with("D2Ev")
         || name.ends_with("4DoneEv")
         || name.ends_with("7NotDoneEv")
-}
-
-fn falls_through(instruction: &Instruction) -> bool {
-    !matches!(
-        instruction.flow_control(),
-        FlowControl::UnconditionalBranch
-            | FlowControl::IndirectBranch
-            | FlowControl::Return
-            | FlowControl::Exception
-    )
 }
 
 /// Whether after an instruction the argument registers and all memory but the own frame are as before, and the next
