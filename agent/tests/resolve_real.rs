@@ -451,7 +451,7 @@ impl Oracle {
                 }
                 [address, cfa, ..] if address.len() == 16 && hex(address).is_some() => match start {
                     Some(start) => {
-                        frames.get_mut(&start).unwrap().1.push((hex(address).unwrap(), cfa.to_owned()))
+                        frames.get_mut(&start).unwrap().1.push((hex(address).unwrap(), cfa.to_owned()));
                     }
                     None => drop(initial.insert(cie.clone(), cfa.to_owned())),
                 },

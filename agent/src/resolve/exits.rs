@@ -520,3 +520,131 @@ fn is_table_like(before: &[Instruction], jump: &Instruction) -> bool {
 fn is_notrack(jump: &Instruction) -> bool {
     jump.segment_prefix() == Register::DS
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::elf::fixture::{CODE, Fixture, GOT, PLT, STRIDE, cfa, word};
+    use super::*;
+
+    fn ways(fixture: &Fixture) -> Result<Vec<(u64, How)>, Unplaceable> {
+        let bytes = fixture.build();
+        let file = ElfFile::parse(&bytes).unwrap();
+        let body = Body::read(&file, Vaddr(CODE), file.find("a").unwrap().size)?;
+        let at = |leave: &Leave| body.pieces[leave.piece].code[leave.index].ip();
+        Ok(body.leaves.iter().map(|leave| (at(leave), leave.how.clone())).collect())
+    }
+
+    fn a(code: &[u8], cfi: &[u8]) -> Fixture {
+        Fixture::default().import("free").function("a", code, cfi)
+    }
+
+    fn jump(from: u64, to: u64) -> Vec<u8> {
+        let distance = word(to.wrapping_sub(from + 5));
+        [&[0xe9][..], &distance].concat()
+    }
+
+    #[test]
+    fn every_return_is_a_way_out() {
+        // test edi,edi; je +1; ret; rep ret
+        assert_eq!(
+            ways(&a(&[0x85, 0xff, 0x74, 0x01, 0xc3, 0xf3, 0xc3], &[])),
+            Ok(vec![(CODE + 4, How::Return), (CODE + 5, How::Return)])
+        );
+    }
+
+    #[test]
+    fn a_jump_with_the_frame_left_is_a_tail_call() {
+        let plt = jump(CODE, PLT);
+        assert_eq!(ways(&a(&plt, &[])), Ok(vec![(CODE, How::TailCallByName("free".to_owned()))]));
+        let other = a(&jump(CODE, CODE + STRIDE), &[]).function("b", &[0xc3], &[]);
+        assert_eq!(ways(&other), Ok(vec![(CODE, How::TailCall(CODE + STRIDE))]));
+        assert_eq!(ways(&a(&[0xff, 0xe0], &[])), Ok(vec![(CODE, How::TailCallUnknown)]));
+        assert_eq!(ways(&a(&[0xff, 0x60, 0x18], &[])), Ok(vec![(CODE, How::TailCallUnknown)]));
+        // jmp [rip + slot of free]
+        let slot = word(GOT.wrapping_sub(CODE + 6));
+        let code = [&[0xff, 0x25][..], &slot].concat();
+        assert_eq!(ways(&a(&code, &[])), Ok(vec![(CODE, How::TailCallByName("free".to_owned()))]));
+    }
+
+    #[test]
+    fn a_jump_out_of_an_open_frame_is_refused() {
+        // push rax; jmp free@plt / jmp b / jmp rax
+        let open = cfa(1, 16);
+        let code = |jump: Vec<u8>| [vec![0x50], jump].concat();
+        let plt = code(jump(CODE + 1, PLT));
+        assert_eq!(ways(&a(&plt, &open)), Err(Unplaceable::NoDistance(CODE + 1)));
+        let other = a(&code(jump(CODE + 1, CODE + STRIDE)), &open).function("b", &[0xc3], &[]);
+        assert_eq!(ways(&other), Err(Unplaceable::NoDistance(CODE + 1)));
+        assert_eq!(ways(&a(&code(vec![0xff, 0xe0]), &open)), Err(Unplaceable::IndirectJump(CODE + 1)));
+        // je free@plt
+        let [_, rest @ ..] = &jump(CODE + 1, PLT)[..] else { unreachable!() };
+        let conditional = [&[0x0f, 0x84][..], rest, &[0xc3]].concat();
+        assert_eq!(ways(&a(&conditional, &[])), Err(Unplaceable::ConditionalTailCall(CODE)));
+    }
+
+    #[test]
+    fn returns_of_a_fragment_are_ways_out() {
+        // push rax; je fragment; pop rax; ret  |  fragment: pop rax; ret
+        let distance = word(STRIDE - 7);
+        let code = [&[0x50, 0x0f, 0x84][..], &distance, &[0x58, 0xc3]].concat();
+        let cfi = [cfa(1, 16), cfa(7, 8)].concat();
+        let fragment = [&[0x0e, 16][..], &cfa(1, 8)].concat();
+        let whole = a(&code, &cfi).function("", &[0x58, 0xc3], &fragment);
+        assert_eq!(ways(&whole), Ok(vec![(CODE + 8, How::Return), (CODE + STRIDE + 1, How::Return)]));
+        // A fragment that expects another frame is not one of this function.
+        let fragment = [&[0x0e, 32][..], &cfa(1, 8)].concat();
+        assert_eq!(
+            ways(&a(&code, &cfi).function("", &[0x58, 0xc3], &fragment)),
+            Err(Unplaceable::NoDistance(CODE + 1))
+        );
+    }
+
+    #[test]
+    fn what_lands_inside_an_instruction_is_refused() {
+        // je +1 into `mov eax, 0xc3`
+        assert_eq!(
+            ways(&a(&[0x74, 0x01, 0xb8, 0xc3, 0, 0, 0, 0xc3], &[])),
+            Err(Unplaceable::Undecodable(CODE + 3))
+        );
+        // `push es` does not exist in 64-bit code; the last instruction is cut off.
+        assert_eq!(ways(&a(&[0x06, 0xc3], &[])), Err(Unplaceable::Undecodable(CODE)));
+        assert_eq!(ways(&a(&[0xc3, 0xb8, 0], &[])), Err(Unplaceable::Undecodable(CODE + 1)));
+    }
+
+    /// cmp edi,1; ja +15; lea rax,[rip+table]; movsxd rdx,[rax+rdi*4]; add rax,rdx; [notrack] jmp rax; ret; ret
+    fn switch(entries: [u64; 2]) -> Fixture {
+        let table = 0x1f00_u64;
+        let lea = word(table.wrapping_sub(CODE + 12));
+        let code = [
+            &[0x83, 0xff, 0x01, 0x77, 0x11, 0x48, 0x8d, 0x05][..],
+            &lea,
+            &[0x48, 0x63, 0x14, 0xb8, 0x48, 0x01, 0xd0, 0x3e, 0xff, 0xe0, 0xc3, 0xc3],
+        ]
+        .concat();
+        let entries: Vec<u8> = entries.iter().flat_map(|to| word(to.wrapping_sub(table))).collect();
+        a(&code, &[]).data(table, &entries)
+    }
+
+    #[test]
+    fn a_jump_table_leads_into_the_body() {
+        assert_eq!(
+            ways(&switch([CODE + 22, CODE + 23])),
+            Ok(vec![(CODE + 22, How::Return), (CODE + 23, How::Return)])
+        );
+        assert_eq!(ways(&switch([CODE + 22, CODE + 13])), Err(Unplaceable::Undecodable(CODE + 13)));
+        assert_eq!(ways(&switch([CODE + 22, 0x10])), Err(Unplaceable::IndirectJump(CODE + 19)));
+        let bytes = switch([CODE + 22, CODE + 23]).build();
+        let file = ElfFile::parse(&bytes).unwrap();
+        let body = Body::read(&file, Vaddr(CODE), 0).unwrap();
+        assert_eq!(body.arrivals_at(CODE + 23), [Arrival { at: CODE + 23, from: None }]);
+    }
+
+    #[test]
+    fn landing_pads_are_arrivals() {
+        let table = [0xff, 0xff, 0x01, 4, 0, 1, 1, 0];
+        let bytes = a(&[0x90, 0xc3], &[]).exceptions(0, 0x1f00).data(0x1f00, &table).build();
+        let file = ElfFile::parse(&bytes).unwrap();
+        let body = Body::read(&file, Vaddr(CODE), 2).unwrap();
+        assert_eq!(body.arrivals, [Arrival { at: CODE + 1, from: None }]);
+    }
+}
