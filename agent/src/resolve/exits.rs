@@ -396,7 +396,8 @@ impl JumpTable {
         let summands = [register, writer.op1_register()];
         let load = earlier.iter().rfind(|instruction| {
             instruction.mnemonic() == Mnemonic::Movsxd && summands.contains(&instruction.op0_register())
-        })?;
+        });
+        let Some(load) = load else { return Self::unoptimised(earlier, summands) };
         let base = load.memory_base();
         if load.op1_kind() != OpKind::Memory
             || load.memory_index_scale() != 4
@@ -410,6 +411,18 @@ impl JumpTable {
         })?;
         let at = table.is_ip_rel_memory_operand().then(|| table.ip_rel_memory_address())?;
         Some(Self { at, is_relative: true, count: bound(window, load.memory_index()) })
+    }
+
+    /// What `-O0` makes of it: `mov eax,[table+i*4]; cdqe; lea rdx,[rip+table]; add rax,rdx; jmp rax`.
+    fn unoptimised(window: &[Instruction], summands: [Register; 2]) -> Option<Self> {
+        let extended = window.iter().rposition(|instruction| instruction.mnemonic() == Mnemonic::Cdqe)?;
+        let table = window.get(extended..)?.iter().rfind(|instruction| {
+            instruction.mnemonic() == Mnemonic::Lea
+                && instruction.is_ip_rel_memory_operand()
+                && summands.contains(&instruction.op0_register())
+        })?;
+        let count = bound(window, Register::None);
+        Some(Self { at: table.ip_rel_memory_address(), is_relative: true, count })
     }
 
     fn absolute(before: &[Instruction], load: &Instruction) -> Option<Self> {
