@@ -11,13 +11,19 @@ use super::frames::{Distance, Frame};
 use super::{Unplaceable, Vaddr};
 
 /// Most code of one function with its fragments, in bytes.
-const MOST_CODE_BYTES: u64 = 1 << 20;
+const MOST_CODE_BYTES: u64 = 1 << 18;
 /// Most pieces (function and fragments) of one function.
 const MOST_PIECES: usize = 64;
+/// Most ways out of one function.
+const MOST_LEAVES: usize = 256;
+/// Most jumps, table entries and landing pads of one function.
+const MOST_ARRIVALS: usize = 1 << 16;
 /// Most entries of one jump table.
 const MOST_TABLE_ENTRIES: u64 = 4096;
 /// How far before an indirect jump its table is looked for, in instructions.
 const TABLE_WINDOW: usize = 24;
+/// How far before it the table's address may have been loaded, outside a loop.
+const BASE_WINDOW: usize = 2048;
 /// Largest function that is looked into to see whether it is a fragment that jumps back, in bytes.
 const LARGEST_FRAGMENT_GUESS: u64 = 4096;
 
@@ -117,12 +123,12 @@ impl Body {
         rest.get(..rest.partition_point(|arrival| arrival.at == vaddr)).unwrap_or_default()
     }
 
-    /// Whether the function does anything by calling, other than giving up.
+    /// Whether the function does anything by calling, other than ending the process.
     pub(super) fn calls(&self, file: &ElfFile<'_>) -> bool {
         self.pieces.first().is_some_and(|piece| {
             piece.code.iter().any(|instruction| match instruction.flow_control() {
                 FlowControl::IndirectCall => true,
-                FlowControl::Call => !is_noreturn_call(file, instruction),
+                FlowControl::Call => !gives_up(file, instruction),
                 _ => false,
             })
         })
@@ -164,6 +170,14 @@ impl Reading<'_, '_> {
         {
             let how = match instruction.flow_control() {
                 FlowControl::Return => Some(How::Return),
+                FlowControl::Call => {
+                    // A call into the body is recursion, or code that nobody compiles.
+                    let to = instruction.near_branch_target();
+                    if is_near(&instruction) && frame.contains(to) && to != frame.start {
+                        self.body.arrivals.push(Arrival { at: to, from: None });
+                    }
+                    None
+                }
                 FlowControl::UnconditionalBranch | FlowControl::ConditionalBranch => {
                     self.jump(&frame, &instruction)?
                 }
@@ -173,6 +187,9 @@ impl Reading<'_, '_> {
             };
             if let Some(how) = how {
                 self.body.leaves.push(Leave { piece, index, how });
+            }
+            if self.body.leaves.len() > MOST_LEAVES || self.body.arrivals.len() > MOST_ARRIVALS {
+                return Err(Unplaceable::TooLarge(self.bytes));
             }
             index += 1;
         }
@@ -326,37 +343,27 @@ pub(super) fn plt_name<'a>(file: &ElfFile<'a>, vaddr: u64) -> Option<&'a str> {
     file.slot_name(jump.ip_rel_memory_address())
 }
 
-/// Whether a call is to a function that never returns.
-pub(super) fn is_noreturn_call(file: &ElfFile<'_>, call: &Instruction) -> bool {
-    let name = if call.flow_control() == FlowControl::Call && is_near(call) {
-        let to = call.near_branch_target();
-        plt_name(file, to).or_else(|| file.name_at(Vaddr(to)))
-    } else if call.flow_control() == FlowControl::IndirectCall && call.is_ip_rel_memory_operand() {
-        file.slot_name(call.ip_rel_memory_address())
-    } else {
-        None
+/// Whether a call ends the process: the stack protector's, or a failed assertion. A call that throws does not.
+pub(super) fn gives_up(file: &ElfFile<'_>, call: &Instruction) -> bool {
+    const NAMES: [&str; 6] = [
+        "__stack_chk_fail",
+        "__stack_chk_fail_local",
+        "abort",
+        "__assert_fail",
+        "__chk_fail",
+        "_ZSt9terminatev",
+    ];
+    let name = match call.flow_control() {
+        FlowControl::Call if is_near(call) => {
+            let to = call.near_branch_target();
+            plt_name(file, to).or_else(|| file.name_at(Vaddr(to)))
+        }
+        FlowControl::IndirectCall if call.is_ip_rel_memory_operand() => {
+            file.slot_name(call.ip_rel_memory_address())
+        }
+        _ => None,
     };
-    name.is_some_and(|name| {
-        matches!(
-            name,
-            "__stack_chk_fail"
-                | "__stack_chk_fail_local"
-                | "_Unwind_Resume"
-                | "__cxa_throw"
-                | "__cxa_rethrow"
-                | "__cxa_bad_cast"
-                | "__cxa_bad_typeid"
-                | "__cxa_throw_bad_array_new_length"
-                | "__cxa_pure_virtual"
-                | "abort"
-                | "exit"
-                | "_exit"
-                | "__assert_fail"
-                | "__fortify_fail"
-                | "__chk_fail"
-                | "_ZSt9terminatev"
-        ) || name.starts_with("_ZSt") && name.contains("__throw_")
-    })
+    name.is_some_and(|name| NAMES.contains(&name))
 }
 
 /// A jump table: where it lies and how its entries name their targets.
@@ -377,7 +384,7 @@ impl JumpTable {
             return Self::absolute(before, jump);
         }
         let register = jump.op0_register();
-        let window = before.get(before.len().saturating_sub(TABLE_WINDOW)..)?;
+        let window = straight(before);
         let writer = window.iter().rposition(|instruction| writes(instruction, register))?;
         let (earlier, writer) = (window.get(..writer)?, window.get(writer)?);
         if writer.mnemonic() == Mnemonic::Mov && writer.op1_kind() == OpKind::Memory {
@@ -389,7 +396,8 @@ impl JumpTable {
         let summands = [register, writer.op1_register()];
         let load = earlier.iter().rfind(|instruction| {
             instruction.mnemonic() == Mnemonic::Movsxd && summands.contains(&instruction.op0_register())
-        })?;
+        });
+        let Some(load) = load else { return Self::unoptimised(earlier, summands) };
         let base = load.memory_base();
         if load.op1_kind() != OpKind::Memory
             || load.memory_index_scale() != 4
@@ -398,11 +406,23 @@ impl JumpTable {
             return None;
         }
         // The base may have been loaded long before, outside a loop; its entries tell whether it was this one.
-        let table = before.iter().rfind(|instruction| {
+        let table = before.iter().rev().take(BASE_WINDOW).find(|instruction| {
             instruction.mnemonic() == Mnemonic::Lea && instruction.op0_register() == base
         })?;
         let at = table.is_ip_rel_memory_operand().then(|| table.ip_rel_memory_address())?;
         Some(Self { at, is_relative: true, count: bound(window, load.memory_index()) })
+    }
+
+    /// What `-O0` makes of it: `mov eax,[table+i*4]; cdqe; lea rdx,[rip+table]; add rax,rdx; jmp rax`.
+    fn unoptimised(window: &[Instruction], summands: [Register; 2]) -> Option<Self> {
+        let extended = window.iter().rposition(|instruction| instruction.mnemonic() == Mnemonic::Cdqe)?;
+        let table = window.get(extended..)?.iter().rfind(|instruction| {
+            instruction.mnemonic() == Mnemonic::Lea
+                && instruction.is_ip_rel_memory_operand()
+                && summands.contains(&instruction.op0_register())
+        })?;
+        let count = bound(window, Register::None);
+        Some(Self { at: table.ip_rel_memory_address(), is_relative: true, count })
     }
 
     fn absolute(before: &[Instruction], load: &Instruction) -> Option<Self> {
@@ -412,7 +432,7 @@ impl JumpTable {
         {
             return None;
         }
-        let window = before.get(before.len().saturating_sub(TABLE_WINDOW)..)?;
+        let window = straight(before);
         Some(Self {
             at: load.memory_displacement64(),
             is_relative: false,
@@ -440,6 +460,24 @@ impl JumpTable {
         targets.dedup();
         targets
     }
+}
+
+/// The last instructions that run one after another before a jump, conditional jumps out of them aside.
+fn straight(before: &[Instruction]) -> &[Instruction] {
+    let window = before.get(before.len().saturating_sub(TABLE_WINDOW)..).unwrap_or_default();
+    let start = window.iter().rposition(|instruction| !falls_through(instruction)).map_or(0, |last| last + 1);
+    window.get(start..).unwrap_or_default()
+}
+
+/// Whether the next instruction can follow an instruction.
+pub(super) fn falls_through(instruction: &Instruction) -> bool {
+    !matches!(
+        instruction.flow_control(),
+        FlowControl::UnconditionalBranch
+            | FlowControl::IndirectBranch
+            | FlowControl::Return
+            | FlowControl::Exception
+    )
 }
 
 /// Number of table entries, from the last comparison of the index before the jump: `cmp index, last; ja default`.
@@ -478,19 +516,148 @@ fn writes(instruction: &Instruction, register: Register) -> bool {
 /// Whether an indirect jump looks like that of a jump table, though the table was not found.
 fn is_table_like(before: &[Instruction], jump: &Instruction) -> bool {
     if jump.op0_kind() == OpKind::Memory {
-        return jump.memory_index() != Register::None || is_notrack(jump);
+        return jump.memory_index_scale() == 8 || is_notrack(jump);
     }
     let register = jump.op0_register();
-    let window = before.get(before.len().saturating_sub(TABLE_WINDOW)..).unwrap_or_default();
+    let window = straight(before);
     let writer = window.iter().rfind(|instruction| writes(instruction, register));
     is_notrack(jump)
         || writer.is_some_and(|writer| {
             matches!(writer.mnemonic(), Mnemonic::Add | Mnemonic::Sub)
-                || writer.op1_kind() == OpKind::Memory && writer.memory_index() != Register::None
+                && writer.op1_kind() == OpKind::Register
+                || writer.op1_kind() == OpKind::Memory && writer.memory_index_scale() == 8
         })
 }
 
 /// GCC marks the jumps of its jump tables so when it protects indirect jumps (`-fcf-protection`).
 fn is_notrack(jump: &Instruction) -> bool {
     jump.segment_prefix() == Register::DS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::elf::fixture::{CODE, Fixture, GOT, PLT, STRIDE, cfa, word};
+    use super::*;
+
+    fn ways(fixture: &Fixture) -> Result<Vec<(u64, How)>, Unplaceable> {
+        let bytes = fixture.build();
+        let file = ElfFile::parse(&bytes).unwrap();
+        let body = Body::read(&file, Vaddr(CODE), file.find("a").unwrap().size)?;
+        let at = |leave: &Leave| body.pieces[leave.piece].code[leave.index].ip();
+        Ok(body.leaves.iter().map(|leave| (at(leave), leave.how.clone())).collect())
+    }
+
+    fn a(code: &[u8], cfi: &[u8]) -> Fixture {
+        Fixture::default().import("free").function("a", code, cfi)
+    }
+
+    fn jump(from: u64, to: u64) -> Vec<u8> {
+        let distance = word(to.wrapping_sub(from + 5));
+        [&[0xe9][..], &distance].concat()
+    }
+
+    #[test]
+    fn every_return_is_a_way_out() {
+        // test edi,edi; je +1; ret; rep ret
+        assert_eq!(
+            ways(&a(&[0x85, 0xff, 0x74, 0x01, 0xc3, 0xf3, 0xc3], &[])),
+            Ok(vec![(CODE + 4, How::Return), (CODE + 5, How::Return)])
+        );
+    }
+
+    #[test]
+    fn a_jump_with_the_frame_left_is_a_tail_call() {
+        let plt = jump(CODE, PLT);
+        assert_eq!(ways(&a(&plt, &[])), Ok(vec![(CODE, How::TailCallByName("free".to_owned()))]));
+        let other = a(&jump(CODE, CODE + STRIDE), &[]).function("b", &[0xc3], &[]);
+        assert_eq!(ways(&other), Ok(vec![(CODE, How::TailCall(CODE + STRIDE))]));
+        assert_eq!(ways(&a(&[0xff, 0xe0], &[])), Ok(vec![(CODE, How::TailCallUnknown)]));
+        assert_eq!(ways(&a(&[0xff, 0x60, 0x18], &[])), Ok(vec![(CODE, How::TailCallUnknown)]));
+        // jmp [rip + slot of free]
+        let slot = word(GOT.wrapping_sub(CODE + 6));
+        let code = [&[0xff, 0x25][..], &slot].concat();
+        assert_eq!(ways(&a(&code, &[])), Ok(vec![(CODE, How::TailCallByName("free".to_owned()))]));
+    }
+
+    #[test]
+    fn a_jump_out_of_an_open_frame_is_refused() {
+        // push rax; jmp free@plt / jmp b / jmp rax
+        let open = cfa(1, 16);
+        let code = |jump: Vec<u8>| [vec![0x50], jump].concat();
+        let plt = code(jump(CODE + 1, PLT));
+        assert_eq!(ways(&a(&plt, &open)), Err(Unplaceable::NoDistance(CODE + 1)));
+        let other = a(&code(jump(CODE + 1, CODE + STRIDE)), &open).function("b", &[0xc3], &[]);
+        assert_eq!(ways(&other), Err(Unplaceable::NoDistance(CODE + 1)));
+        assert_eq!(ways(&a(&code(vec![0xff, 0xe0]), &open)), Err(Unplaceable::IndirectJump(CODE + 1)));
+        // je free@plt
+        let [_, rest @ ..] = &jump(CODE + 1, PLT)[..] else { unreachable!() };
+        let conditional = [&[0x0f, 0x84][..], rest, &[0xc3]].concat();
+        assert_eq!(ways(&a(&conditional, &[])), Err(Unplaceable::ConditionalTailCall(CODE)));
+    }
+
+    #[test]
+    fn returns_of_a_fragment_are_ways_out() {
+        // push rax; je fragment; pop rax; ret  |  fragment: pop rax; ret
+        let distance = word(STRIDE - 7);
+        let code = [&[0x50, 0x0f, 0x84][..], &distance, &[0x58, 0xc3]].concat();
+        let cfi = [cfa(1, 16), cfa(7, 8)].concat();
+        let fragment = [&[0x0e, 16][..], &cfa(1, 8)].concat();
+        let whole = a(&code, &cfi).function("", &[0x58, 0xc3], &fragment);
+        assert_eq!(ways(&whole), Ok(vec![(CODE + 8, How::Return), (CODE + STRIDE + 1, How::Return)]));
+        // A fragment that expects another frame is not one of this function.
+        let fragment = [&[0x0e, 32][..], &cfa(1, 8)].concat();
+        assert_eq!(
+            ways(&a(&code, &cfi).function("", &[0x58, 0xc3], &fragment)),
+            Err(Unplaceable::NoDistance(CODE + 1))
+        );
+    }
+
+    #[test]
+    fn what_lands_inside_an_instruction_is_refused() {
+        // je +1 into `mov eax, 0xc3`
+        assert_eq!(
+            ways(&a(&[0x74, 0x01, 0xb8, 0xc3, 0, 0, 0, 0xc3], &[])),
+            Err(Unplaceable::Undecodable(CODE + 3))
+        );
+        // `push es` does not exist in 64-bit code; the last instruction is cut off.
+        assert_eq!(ways(&a(&[0x06, 0xc3], &[])), Err(Unplaceable::Undecodable(CODE)));
+        assert_eq!(ways(&a(&[0xc3, 0xb8, 0], &[])), Err(Unplaceable::Undecodable(CODE + 1)));
+    }
+
+    /// cmp edi,1; ja +15; lea rax,[rip+table]; movsxd rdx,[rax+rdi*4]; add rax,rdx; [notrack] jmp rax; ret; ret
+    fn switch(entries: [u64; 2]) -> Fixture {
+        let table = 0x1f00_u64;
+        let lea = word(table.wrapping_sub(CODE + 12));
+        let code = [
+            &[0x83, 0xff, 0x01, 0x77, 0x11, 0x48, 0x8d, 0x05][..],
+            &lea,
+            &[0x48, 0x63, 0x14, 0xb8, 0x48, 0x01, 0xd0, 0x3e, 0xff, 0xe0, 0xc3, 0xc3],
+        ]
+        .concat();
+        let entries: Vec<u8> = entries.iter().flat_map(|to| word(to.wrapping_sub(table))).collect();
+        a(&code, &[]).data(table, &entries)
+    }
+
+    #[test]
+    fn a_jump_table_leads_into_the_body() {
+        assert_eq!(
+            ways(&switch([CODE + 22, CODE + 23])),
+            Ok(vec![(CODE + 22, How::Return), (CODE + 23, How::Return)])
+        );
+        assert_eq!(ways(&switch([CODE + 22, CODE + 13])), Err(Unplaceable::Undecodable(CODE + 13)));
+        assert_eq!(ways(&switch([CODE + 22, 0x10])), Err(Unplaceable::IndirectJump(CODE + 19)));
+        let bytes = switch([CODE + 22, CODE + 23]).build();
+        let file = ElfFile::parse(&bytes).unwrap();
+        let body = Body::read(&file, Vaddr(CODE), 0).unwrap();
+        assert_eq!(body.arrivals_at(CODE + 23), [Arrival { at: CODE + 23, from: None }]);
+    }
+
+    #[test]
+    fn landing_pads_are_arrivals() {
+        let table = [0xff, 0xff, 0x01, 4, 0, 1, 1, 0];
+        let bytes = a(&[0x90, 0xc3], &[]).exceptions(0, 0x1f00).data(0x1f00, &table).build();
+        let file = ElfFile::parse(&bytes).unwrap();
+        let body = Body::read(&file, Vaddr(CODE), 2).unwrap();
+        assert_eq!(body.arrivals, [Arrival { at: CODE + 1, from: None }]);
+    }
 }

@@ -17,7 +17,7 @@ use super::elf::ElfFile;
 type Slice<'a> = EndianSlice<'a, LittleEndian>;
 
 /// Longest frame description that is read, in bytes; the largest function of OCCT needs a tenth.
-const LONGEST_DESCRIPTION: usize = 1 << 18;
+const LONGEST_DESCRIPTION: usize = 1 << 16;
 /// Most frames that are indexed in a file without a search table.
 const MOST_FRAMES: usize = 1 << 22;
 /// Most call sites of one exception table.
@@ -27,6 +27,8 @@ const MOST_CALL_SITES: usize = 1 << 16;
 #[derive(Debug)]
 pub(super) struct Frames<'a> {
     section: EhFrame<Slice<'a>>,
+    /// Address of the section.
+    vaddr: u64,
     bases: BaseAddresses,
     table: Option<ParsedEhFrameHdr<Slice<'a>>>,
     /// (start, end, offset in the section) by start; only without a table.
@@ -82,6 +84,7 @@ impl<'a> Frames<'a> {
         section.set_address_size(8);
         Some(Self {
             section,
+            vaddr: at,
             bases: BaseAddresses::default().set_eh_frame(at),
             table: None,
             index: OnceLock::new(),
@@ -147,12 +150,17 @@ impl<'a> Frames<'a> {
             start: entry.initial_address(),
             end: entry.end_address(),
             is_cold: self.is_cold(entry),
-            exceptions: match entry.lsda() {
-                Some(Pointer::Direct(at)) => Some(at),
-                _ => None,
-            },
+            exceptions: self.exceptions(entry),
             rows,
         }
+    }
+
+    /// Address of the exception table. None is written as 0, which gimli counts from its place like any distance.
+    fn exceptions(&self, entry: &FrameDescriptionEntry<Slice<'a>>) -> Option<u64> {
+        let Some(Pointer::Direct(at)) = entry.lsda() else { return None };
+        let start = self.vaddr.checked_add(u64::try_from(entry.offset()).ok()?)?;
+        let end = start.checked_add(u64::try_from(entry.entry_len()).ok()?)?;
+        (at != 0 && !(start..=end).contains(&at)).then_some(at)
     }
 
     /// A function starts with nothing but the return address on the stack. A fragment starts in the middle of an
@@ -206,7 +214,7 @@ impl Frame {
     ///
     /// None if the exception table cannot be read.
     pub(super) fn landing_pads(&self, file: &ElfFile<'_>) -> Option<Vec<u64>> {
-        let Some(at) = self.exceptions.filter(|at| *at != 0) else { return Some(Vec::new()) };
+        let Some(at) = self.exceptions else { return Some(Vec::new()) };
         let mut table = EncodedReader { rest: EndianSlice::new(file.bytes_at(at)?, LittleEndian), vaddr: at };
         let encoding = table.u8()?;
         let start = if encoding == gimli::DW_EH_PE_omit.0 { self.start } else { table.pointer(encoding)? };
@@ -217,15 +225,18 @@ impl Frame {
         let length = table.uleb()?;
         let end = table.vaddr.checked_add(length)?;
         let mut pads = Vec::new();
-        while table.vaddr < end {
+        for _ in 0..MOST_CALL_SITES {
+            if table.vaddr >= end {
+                break;
+            }
             let (_start, _length) = (table.pointer(encoding)?, table.pointer(encoding)?);
             let (pad, _action) = (table.pointer(encoding)?, table.uleb()?);
             if pad != 0 {
                 pads.push(start.wrapping_add(pad));
             }
-            if pads.len() > MOST_CALL_SITES {
-                return None;
-            }
+        }
+        if table.vaddr < end {
+            return None;
         }
         pads.sort_unstable();
         pads.dedup();
@@ -285,5 +296,79 @@ impl<'a> EncodedReader<'a> {
             0x10 => Some(value.wrapping_add(at)),
             _ => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::elf::fixture::{CODE, Fixture, STRIDE, cfa};
+    use super::*;
+
+    const AT_SLOT: Option<Distance> = Some(Distance::AT_SLOT);
+
+    fn below(bytes: i32) -> Option<Distance> {
+        Some(Distance { base: Base::StackPointer, bytes })
+    }
+
+    fn frame_at(fixture: &Fixture, vaddr: u64) -> Option<Frame> {
+        let bytes = fixture.build();
+        ElfFile::parse(&bytes).unwrap().frames.as_ref()?.at(vaddr)
+    }
+
+    #[test]
+    fn distance_follows_the_stack_pointer() {
+        let cfi = [cfa(1, 16), cfa(4, 48), cfa(2, 16), cfa(1, 8)].concat();
+        for no_table in [false, true] {
+            let fixture = Fixture::default().no_table(no_table).function("a", &[0x90; 9], &cfi).function(
+                "b",
+                &[0xc3],
+                &[],
+            );
+            let frame = frame_at(&fixture, CODE + 3).unwrap();
+            assert_eq!((frame.start, frame.end, frame.is_cold), (CODE, CODE + 9, false));
+            let distances: Vec<_> = (0..9).map(|at| frame.distance(CODE + at)).collect();
+            assert_eq!(
+                distances,
+                [AT_SLOT, below(8), below(8), below(8), below(8), below(40), below(40), below(8), AT_SLOT]
+            );
+            assert_eq!((frame.distance(CODE - 1), frame.distance(CODE + 9)), (None, None));
+            assert!(frame_at(&fixture, CODE + 9).is_none(), "between functions");
+            assert_eq!(frame_at(&fixture, CODE + STRIDE).unwrap().end, CODE + STRIDE + 1);
+        }
+    }
+
+    #[test]
+    fn frame_pointer_is_a_base_and_an_expression_is_none() {
+        // def_cfa rbp+16; then def_cfa_expression (breg6 -8, deref); then def_cfa r10+0.
+        let cfi = [0x41, 0x0c, 6, 16, 0x41, 0x0f, 3, 0x76, 0x78, 0x06, 0x41, 0x0c, 10, 0];
+        let frame = frame_at(&Fixture::default().function("a", &[0x90; 4], &cfi), CODE).unwrap();
+        assert_eq!(frame.distance(CODE + 1), Some(Distance { base: Base::FramePointer, bytes: 8 }));
+        assert_eq!((frame.distance(CODE + 2), frame.distance(CODE + 3)), (None, None));
+    }
+
+    #[test]
+    fn a_frame_that_is_open_at_its_begin_is_a_fragment() {
+        let is_cold =
+            |cfi: &[u8]| frame_at(&Fixture::default().function("a", &[0x90; 9], cfi), CODE).unwrap().is_cold;
+        assert!(!is_cold(&[]));
+        assert!(!is_cold(&[0x41, 0x0e, 16, 0x86, 2]), "push rbp");
+        assert!(is_cold(&[0x0e, 32, 0x86, 2]), "no instruction has run yet");
+        assert!(is_cold(&[0x41, 0x0e, 32, 0x86, 2, 0x83, 3]), "no instruction saves two registers");
+    }
+
+    #[test]
+    fn landing_pads_come_from_the_exception_table() {
+        // No LPStart, no types, uleb128: (start, length, pad, action).
+        let table = [0xff, 0xff, 0x01, 8, 0, 4, 0, 0, 4, 2, 6, 1];
+        let fixture =
+            Fixture::default().function("a", &[0x90; 9], &[]).exceptions(0, 0x1f00).data(0x1f00, &table);
+        let bytes = fixture.build();
+        let file = ElfFile::parse(&bytes).unwrap();
+        let frame = file.frames.as_ref().unwrap().at(CODE).unwrap();
+        assert_eq!(frame.landing_pads(&file), Some(vec![CODE + 6]));
+        // A table that runs out of the file is not read as an empty one.
+        let bytes = fixture.data(0x1f00, &[0xff, 0xff, 0x01, 0xff, 0xff, 0xff, 0xff, 0x7f]).build();
+        let file = ElfFile::parse(&bytes).unwrap();
+        assert_eq!(file.frames.as_ref().unwrap().at(CODE).unwrap().landing_pads(&file), None);
     }
 }

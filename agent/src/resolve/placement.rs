@@ -11,15 +11,15 @@
 //! callee is part of the operation is decided by [`FollowPolicy`]; followed callees are observed at their own exits
 //! ([`Edge::TailLeave`]), where the slot is the same.
 
-use cadscope_common::cookie::{Edge, RETURN_NOT_FINAL};
+use cadscope_common::cookie::{Base, Edge, RETURN_NOT_FINAL};
 use iced_x86::{
     Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
     Register,
 };
 
 use super::elf::{ElfFile, Symbol};
-use super::exits::{Body, How, Leave, Piece, is_noreturn_call};
-use super::frames::Distance;
+use super::exits::{Body, How, Leave, Piece, falls_through, gives_up};
+use super::frames::{Distance, Frame};
 use super::{Exit, Site, SiteClass, Sites, Unplaceable, Vaddr};
 
 /// How far into a function its entry is looked for, in instructions.
@@ -28,6 +28,8 @@ const ENTRY_WINDOW: usize = 12;
 const EXIT_WINDOW: usize = 32;
 /// How many tail calls in a row are followed.
 const MOST_FOLLOWED: usize = 4;
+/// How many functions are read to place one.
+const MOST_BODIES: usize = 32;
 /// Most exits of one function, with those of followed callees.
 const MOST_EXITS: usize = 256;
 /// A callee up to this size, in bytes, is taken for an epilogue of its caller: a release, a forwarded setter.
@@ -86,9 +88,8 @@ impl ElfFile<'_> {
         placement: Placement,
     ) -> Result<Sites, Unplaceable> {
         let function = self.function(symbol)?;
-        let mut placing =
-            Placing { file: self, follow, placement, exits: Vec::new(), seen: vec![function.vaddr.0] };
-        let body = Body::read(self, function.vaddr, function.size)?;
+        let mut placing = Placing::new(self, follow, placement);
+        let body = placing.read(function.vaddr, function.size)?;
         let entry = placing.entry(&body)?;
         placing.leave(&body, None, 0)?;
         if placing.exits.is_empty() {
@@ -108,13 +109,7 @@ impl ElfFile<'_> {
     /// If the function is not here, or its first instruction cannot be probed.
     pub fn entry(&self, symbol: &str) -> Result<Site, Unplaceable> {
         let function = self.function(symbol)?;
-        let placing = Placing {
-            file: self,
-            follow: FollowPolicy::Never,
-            placement: Placement::Cheapest,
-            exits: Vec::new(),
-            seen: Vec::new(),
-        };
+        let placing = Placing::new(self, FollowPolicy::Never, Placement::Cheapest);
         if let Ok(body) = Body::read(self, function.vaddr, function.size) {
             return placing.entry(&body);
         }
@@ -148,6 +143,8 @@ struct Placing<'f, 'a> {
     exits: Vec<(Site, Exit)>,
     /// Functions whose exits are already taken.
     seen: Vec<u64>,
+    /// How many functions may still be read.
+    bodies_left: usize,
 }
 
 /// Where a tail call goes.
@@ -161,7 +158,17 @@ struct Callee {
     is_elsewhere: bool,
 }
 
-impl Placing<'_, '_> {
+impl<'f, 'a> Placing<'f, 'a> {
+    fn new(file: &'f ElfFile<'a>, follow: FollowPolicy, placement: Placement) -> Self {
+        Self { file, follow, placement, exits: Vec::new(), seen: Vec::new(), bodies_left: MOST_BODIES }
+    }
+
+    fn read(&mut self, start: Vaddr, size: u64) -> Result<Body, Unplaceable> {
+        self.bodies_left = self.bodies_left.checked_sub(1).ok_or(Unplaceable::TooLarge(size))?;
+        self.seen.push(start.0);
+        Body::read(self.file, start, size)
+    }
+
     /// The entry: the first emulated instruction that is reached in a straight line from the first one while
     /// arguments and objects are as the caller left them; otherwise the first instruction.
     fn entry(&self, body: &Body) -> Result<Site, Unplaceable> {
@@ -185,7 +192,7 @@ impl Placing<'_, '_> {
                         fallback = Some(site);
                     }
                 }
-                if !keeps_arguments(&mut factory, instruction) {
+                if !keeps_arguments(&mut factory, &piece.frame, instruction) {
                     break;
                 }
             }
@@ -210,10 +217,17 @@ impl Placing<'_, '_> {
                 continue;
             }
             let callee = self.callee(&leave.how);
-            if self.follows(&callee, hides_work)? {
-                if callee.here.is_some_and(|(at, _)| self.seen.contains(&at.0)) {
-                    continue;
+            if self.follow != FollowPolicy::Never
+                && let Some((at, _)) = callee.here
+                && self.seen.contains(&at.0)
+            {
+                // Back into a function whose exits are taken: a loop, which must not run over the entry.
+                if self.seen.first() == Some(&at.0) {
+                    return Err(Unplaceable::EntryRepeats);
                 }
+                continue;
+            }
+            if self.follows(&callee, hides_work)? {
                 match self.follow(&callee, depth) {
                     Ok(()) => continue,
                     Err(error) if hides_work || self.follow == FollowPolicy::Always => return Err(error),
@@ -280,9 +294,7 @@ impl Placing<'_, '_> {
             return Err(Unplaceable::NoExit);
         }
         let before = (self.exits.len(), self.seen.len());
-        self.seen.push(at.0);
-        let outcome =
-            Body::read(self.file, at, size).and_then(|body| self.leave(&body, Some(name), depth + 1));
+        let outcome = self.read(at, size).and_then(|body| self.leave(&body, Some(name), depth + 1));
         if outcome.is_err() {
             self.exits.truncate(before.0);
             self.seen.truncate(before.1);
@@ -309,8 +321,9 @@ impl Placing<'_, '_> {
         let (mut at, mut piece, mut index) = (piece.code.get(leave.index)?, piece, leave.index);
         for _ in 0..EXIT_WINDOW {
             // Step back to the only instruction from which this one is reached.
+            let previous = index.checked_sub(1).and_then(|index| piece.code.get(index));
             let previous =
-                index.checked_sub(1).and_then(|index| piece.code.get(index)).filter(|it| falls_through(it));
+                previous.filter(|previous| falls_through(previous) && !gives_up(self.file, previous));
             let (instruction, jumped) = match (body.arrivals_at(at.ip()), previous) {
                 ([], Some(previous)) => {
                     index -= 1;
@@ -326,13 +339,13 @@ impl Placing<'_, '_> {
             };
             match instruction.flow_control() {
                 FlowControl::Next => {
-                    if !keeps_objects(&mut factory, instruction) {
+                    if !keeps_objects(&mut factory, &piece.frame, instruction) {
                         return None;
                     }
                     value = value.and_then(|register| value_before(&mut factory, instruction, register));
                 }
                 FlowControl::UnconditionalBranch => {}
-                FlowControl::ConditionalBranch if self.gives_up(body, piece, index, jumped) => {}
+                FlowControl::ConditionalBranch if self.otherwise_gives_up(body, piece, index, jumped) => {}
                 _ => return None,
             }
             let register =
@@ -349,8 +362,8 @@ impl Placing<'_, '_> {
         None
     }
 
-    /// Whether the way that a conditional jump does not take towards the exit ends in a call that never returns.
-    fn gives_up(&self, body: &Body, piece: &Piece, index: usize, jumped: bool) -> bool {
+    /// Whether the way that a conditional jump does not take towards the exit ends the process.
+    fn otherwise_gives_up(&self, body: &Body, piece: &Piece, index: usize, jumped: bool) -> bool {
         let other = if jumped {
             piece.code.get(index + 1).and_then(|next| body.find(next.ip()))
         } else {
@@ -363,7 +376,7 @@ impl Placing<'_, '_> {
             match instruction.flow_control() {
                 FlowControl::Next => {}
                 FlowControl::Call | FlowControl::IndirectCall => {
-                    return is_noreturn_call(self.file, instruction);
+                    return gives_up(self.file, instruction);
                 }
                 _ => return false,
             }
@@ -404,23 +417,13 @@ fn is_ending(name: &str) -> bool {
         || name.ends_with("7NotDoneEv")
 }
 
-fn falls_through(instruction: &Instruction) -> bool {
-    !matches!(
-        instruction.flow_control(),
-        FlowControl::UnconditionalBranch
-            | FlowControl::IndirectBranch
-            | FlowControl::Return
-            | FlowControl::Exception
-    )
-}
-
 /// Whether after an instruction the argument registers and all memory but the own frame are as before, and the next
 /// instruction follows.
-fn keeps_arguments(factory: &mut InstructionInfoFactory, instruction: &Instruction) -> bool {
+fn keeps_arguments(factory: &mut InstructionInfoFactory, frame: &Frame, instruction: &Instruction) -> bool {
     const ARGUMENTS: [Register; 6] =
         [Register::RDI, Register::RSI, Register::RDX, Register::RCX, Register::R8, Register::R9];
     instruction.flow_control() == FlowControl::Next
-        && keeps_objects(factory, instruction)
+        && keeps_objects(factory, frame, instruction)
         && factory
             .info(instruction)
             .used_registers()
@@ -428,11 +431,15 @@ fn keeps_arguments(factory: &mut InstructionInfoFactory, instruction: &Instructi
             .all(|used| !is_write(used.access()) || !ARGUMENTS.contains(&used.register().full_register()))
 }
 
-/// Whether an instruction writes no memory but the own frame.
-fn keeps_objects(factory: &mut InstructionInfoFactory, instruction: &Instruction) -> bool {
+/// Whether an instruction writes no memory but the own frame: through rsp, or through rbp where that holds the frame
+/// and is not used for anything else.
+fn keeps_objects(factory: &mut InstructionInfoFactory, frame: &Frame, instruction: &Instruction) -> bool {
+    let has_frame_pointer =
+        || frame.distance(instruction.ip()).is_some_and(|distance| distance.base == Base::FramePointer);
     factory.info(instruction).used_memory().iter().all(|used| {
         !is_write(used.access())
-            || matches!(used.base(), Register::RSP | Register::RBP) && used.segment() == Register::SS
+            || used.base() == Register::RSP
+            || used.base() == Register::RBP && used.index() == Register::None && has_frame_pointer()
     })
 }
 
@@ -507,5 +514,415 @@ fn class_of(bytes: &[u8]) -> Option<SiteClass> {
         // `mov ss`, `pop ss` hold off the trap by which a step ends.
         0x8e | 0x17 => None,
         _ => Some(SiteClass::SingleStep),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::elf::fixture::{CODE, Fixture, PLT, STRIDE, cfa, word};
+    use super::*;
+
+    const CHECK_FAILED: u64 = PLT;
+    const THROW: u64 = PLT + 16;
+    const DONE: u64 = PLT + 32;
+    const ELSEWHERE: u64 = PLT + 48;
+
+    fn fixture() -> Fixture {
+        Fixture::default()
+            .import("__stack_chk_fail")
+            .import("_ZSt17__throw_bad_allocv")
+            .import("_ZN22BRepBuilderAPI_Command4DoneEv")
+            .import("elsewhere")
+    }
+
+    /// A function `a` from parts that may jump or call: bytes are copied, `(opcode, target)` gets its distance.
+    fn code(parts: &[Part<'_>]) -> Vec<u8> {
+        let mut code = Vec::new();
+        for part in parts {
+            match part {
+                Part::Bytes(bytes) => code.extend(*bytes),
+                Part::To(opcode, target) => {
+                    code.push(*opcode);
+                    let next = CODE + code.len() as u64 + 4;
+                    code.extend(word(target.wrapping_sub(next)));
+                }
+            }
+        }
+        code
+    }
+
+    enum Part<'a> {
+        Bytes(&'a [u8]),
+        To(u8, u64),
+    }
+    use Part::{Bytes, To};
+
+    const JUMP: u8 = 0xe9;
+    const CALL: u8 = 0xe8;
+
+    fn place(fixture: &Fixture) -> Result<Sites, Unplaceable> {
+        place_with(fixture, FollowPolicy::Work, Placement::Cheapest)
+    }
+
+    fn place_with(
+        fixture: &Fixture,
+        follow: FollowPolicy,
+        placement: Placement,
+    ) -> Result<Sites, Unplaceable> {
+        let bytes = fixture.build();
+        ElfFile::parse(&bytes).unwrap().place_with("a", follow, placement)
+    }
+
+    /// `push rbx; sub rsp,16; <body>; jne fail; <tail>; add rsp,16; pop rbx; ret; fail: call <fail>`
+    fn checked(body: &[u8], tail: &[u8], fail: u64) -> Fixture {
+        let over = u8::try_from(tail.len() + 6).unwrap();
+        let code = code(&[
+            Bytes(&[0x53, 0x48, 0x83, 0xec, 0x10]),
+            Bytes(body),
+            Bytes(&[0x75, over]),
+            Bytes(tail),
+            Bytes(&[0x48, 0x83, 0xc4, 0x10, 0x5b, 0xc3]),
+            To(CALL, fail),
+        ]);
+        let to_pop = u8::try_from(body.len() + 2 + tail.len() + 4).unwrap();
+        let cfi = [cfa(1, 16), cfa(4, 32), cfa(to_pop, 16), cfa(1, 8), vec![0x41, 0x0e, 32]].concat();
+        fixture().function("a", &code, &cfi)
+    }
+
+    fn only_exit(fixture: &Fixture, placement: Placement) -> Site {
+        let sites = place_with(fixture, FollowPolicy::Work, placement).unwrap();
+        let [(site, Exit::Return)] = sites.exits[..] else { panic!("{sites:?}") };
+        site
+    }
+
+    #[test]
+    fn the_stack_check_before_a_return_marks_it() {
+        let site = only_exit(&checked(&[0x89, 0xd8], &[], CHECK_FAILED), Placement::ReturnFinal);
+        assert_eq!((site.vaddr, site.distance, site.return_register), (Vaddr(CODE + 7), 24, 0));
+        assert_eq!(
+            (site.class, site.edge, site.base),
+            (SiteClass::Emulated, Edge::Leave, Base::StackPointer)
+        );
+        assert_eq!(site.offset.0, site.vaddr.0);
+    }
+
+    #[test]
+    fn a_return_value_that_moves_after_the_check_is_read_where_it_is() {
+        // mov eax,ebx / mov rax,r12 after the check
+        for (tail, register) in [(&[0x89, 0xd8][..], 3), (&[0x4c, 0x89, 0xe0], 12), (&[0x44, 0x89, 0xe0], 12)]
+        {
+            let site = only_exit(&checked(&[], tail, CHECK_FAILED), Placement::ReturnFinal);
+            assert_eq!((site.vaddr, site.return_register), (Vaddr(CODE + 5), register), "{tail:x?}");
+        }
+        // xor eax,eax / mov eax,[rsp+8] / mov al,bl / mov rax,r12 then or eax,1
+        for tail in
+            [&[0x31, 0xc0][..], &[0x8b, 0x44, 0x24, 8], &[0x88, 0xd8], &[0x4c, 0x89, 0xe0, 0x83, 0xc8, 1]]
+        {
+            let fixture = checked(&[], tail, CHECK_FAILED);
+            let site = only_exit(&fixture, Placement::Cheapest);
+            assert_eq!((site.vaddr, site.return_register), (Vaddr(CODE + 5), RETURN_NOT_FINAL), "{tail:x?}");
+            let site = only_exit(&fixture, Placement::ReturnFinal);
+            assert_eq!(
+                (site.class, site.distance, site.return_register),
+                (SiteClass::SingleStep, 0, 0),
+                "{tail:x?}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_may_not_lead_to_the_return_does_not_mark_it() {
+        let is_ret =
+            |fixture: &Fixture| only_exit(fixture, Placement::Cheapest).class == SiteClass::SingleStep;
+        assert!(is_ret(&checked(&[], &[], THROW)), "the other way throws");
+        // mov [rdi],eax; mov [rbp+8],eax: rbp is not the frame pointer
+        assert!(is_ret(&checked(&[], &[0x89, 0x07], CHECK_FAILED)), "an object changes after the check");
+        assert!(is_ret(&checked(&[], &[0x89, 0x45, 8], CHECK_FAILED)), "an object changes after the check");
+        assert!(
+            !is_ret(&checked(&[], &[0x89, 0x44, 0x24, 8], CHECK_FAILED)),
+            "a local changes after the check"
+        );
+        // je over the check, to what follows it
+        assert!(
+            is_ret(&checked(&[0x74, 0x02], &[], CHECK_FAILED)),
+            "the return is reached without the check"
+        );
+        assert!(is_ret(&checked(&[], &[0xff, 0xd0], CHECK_FAILED)), "something is called after the check");
+    }
+
+    #[test]
+    fn a_jump_to_a_return_of_its_own_marks_it() {
+        // push rbx; jmp L; nop; L: pop rbx; ret
+        let cfi = [cfa(1, 16), cfa(4, 8)].concat();
+        let bytes = [0x53, 0xeb, 0x01, 0x90, 0x5b, 0xc3];
+        let sites = place(&fixture().function("a", &bytes, &cfi)).unwrap();
+        assert_eq!(
+            sites.exits[0].0.vaddr,
+            Vaddr(CODE + 5),
+            "neither the jump nor the nop is the only way to it"
+        );
+        let bytes = [0x53, 0xeb, 0x02, 0x0f, 0x0b, 0x5b, 0xc3];
+        let sites = place(&fixture().function("a", &bytes, &[cfa(1, 16), cfa(5, 8)].concat())).unwrap();
+        assert_eq!((sites.exits[0].0.vaddr, sites.exits[0].0.distance), (Vaddr(CODE + 1), 8));
+    }
+
+    #[test]
+    fn an_entry_is_the_first_emulated_instruction_before_anything_changes() {
+        let entry = |bytes: &[u8], cfi: &[u8]| {
+            let site = place(&fixture().function("a", bytes, cfi)).unwrap().entry;
+            assert_eq!((site.edge, site.return_register), (Edge::Enter, RETURN_NOT_FINAL));
+            (site.vaddr.0 - CODE, site.distance, site.class == SiteClass::Emulated)
+        };
+        let push = [cfa(1, 16), cfa(1, 8)].concat();
+        assert_eq!(entry(&[0x53, 0x5b, 0xc3], &push), (0, 0, true), "push rbx");
+        assert_eq!(
+            entry(&[0xf3, 0x0f, 0x1e, 0xfa, 0x53, 0x5b, 0xc3], &[cfa(5, 16), cfa(1, 8)].concat()),
+            (4, 0, true)
+        );
+        // sub rsp,24; mov [rsp+8],rax; test edi,edi; je
+        let long = [
+            0x48, 0x83, 0xec, 24, 0x48, 0x89, 0x44, 0x24, 8, 0x85, 0xff, 0x74, 0, 0x48, 0x83, 0xc4, 24, 0xc3,
+        ];
+        assert_eq!(entry(&long, &[cfa(4, 32), cfa(13, 8)].concat()), (11, 24, true));
+        // mov edi,1; push rbx / mov [rdi],rax; push rbx: too late
+        assert_eq!(
+            entry(&[0xbf, 1, 0, 0, 0, 0x53, 0x5b, 0xc3], &[cfa(6, 16), cfa(1, 8)].concat()),
+            (0, 0, false)
+        );
+        assert_eq!(
+            entry(&[0x48, 0x89, 0x07, 0x53, 0x5b, 0xc3], &[cfa(4, 16), cfa(1, 8)].concat()),
+            (0, 0, false)
+        );
+        // endbr64; mov edi,1; ret: after endbr64 even if single-stepped
+        assert_eq!(entry(&[0xf3, 0x0f, 0x1e, 0xfa, 0xbf, 1, 0, 0, 0, 0xc3], &[]), (4, 0, false));
+    }
+
+    #[test]
+    fn an_entry_is_not_in_a_loop() {
+        // endbr64; L: dec edi; jne L; ret
+        let sites =
+            place(&fixture().function("a", &[0xf3, 0x0f, 0x1e, 0xfa, 0xff, 0xcf, 0x75, 0xfc, 0xc3], &[]))
+                .unwrap();
+        assert_eq!((sites.entry.vaddr, sites.entry.class), (Vaddr(CODE), SiteClass::SingleStep));
+        // L: dec edi; jne L; ret
+        let repeats = fixture().function("a", &[0xff, 0xcf, 0x75, 0xfc, 0xc3], &[]);
+        assert_eq!(place(&repeats), Err(Unplaceable::EntryRepeats));
+    }
+
+    #[test]
+    fn entry_alone_needs_no_frame() {
+        let bytes = fixture().function("a", &[0xf3, 0x0f, 0x1e, 0xfa, 0x53, 0x06], &[]).build();
+        let file = ElfFile::parse(&bytes).unwrap();
+        let site = file.entry("a").unwrap();
+        assert_eq!((site.vaddr, site.distance, site.class), (Vaddr(CODE + 4), 0, SiteClass::Emulated));
+        assert_eq!(file.place("a"), Err(Unplaceable::Undecodable(CODE + 5)));
+        assert_eq!(file.entry("b"), Err(Unplaceable::Absent));
+    }
+
+    #[test]
+    fn what_is_no_function_of_this_file_is_not_placed() {
+        assert_eq!(place(&fixture().function("b", &[0xc3], &[])), Err(Unplaceable::Absent));
+        assert_eq!(
+            place(&fixture().function("a", &[0xc3], &[]).info(0x1a)),
+            Err(Unplaceable::NotCode),
+            "IFUNC"
+        );
+        assert_eq!(
+            place(&fixture().function("a", &[0xc3], &[]).info(0x11)),
+            Err(Unplaceable::NotCode),
+            "data"
+        );
+        assert!(place(&fixture().function("a", &[0xc3], &[]).info(0x22)).is_ok(), "weak");
+        assert_eq!(place(&fixture().function("a", &[0x0f, 0x0b], &[])), Err(Unplaceable::NoExit));
+    }
+
+    /// A function of more than 64 bytes that returns.
+    fn big() -> Vec<u8> {
+        [vec![0x90; 70], vec![0xc3]].concat()
+    }
+
+    #[test]
+    fn a_function_that_only_jumps_has_its_work_done_by_the_callee() {
+        let b = CODE + STRIDE;
+        let sites =
+            place(&fixture().function("a", &code(&[To(JUMP, b)]), &[]).function("b", &[0xc3], &[])).unwrap();
+        let [(site, Exit::Followed(name))] = &sites.exits[..] else { panic!("{sites:?}") };
+        assert_eq!(
+            (name.as_str(), site.vaddr, site.edge, sites.tail_calls),
+            ("b", Vaddr(b), Edge::TailLeave, true)
+        );
+        let elsewhere = fixture().function("a", &code(&[To(JUMP, ELSEWHERE)]), &[]);
+        assert_eq!(place(&elsewhere), Err(Unplaceable::WorkElsewhere("elsewhere".to_owned())));
+        // By name, through the PLT, to its own file.
+        let by_name = Fixture::default().import("b").function("a", &code(&[To(JUMP, PLT)]), &[]).function(
+            "b",
+            &[0xc3],
+            &[],
+        );
+        assert!(matches!(&place(&by_name).unwrap().exits[..], [(_, Exit::Followed(name))] if name == "b"));
+    }
+
+    #[test]
+    fn a_function_that_did_its_work_ends_at_the_jump() {
+        // sub rsp,8; call elsewhere; add rsp,8; jmp
+        let a = |target| {
+            let code = code(&[
+                Bytes(&[0x48, 0x83, 0xec, 8]),
+                To(CALL, ELSEWHERE),
+                Bytes(&[0x48, 0x83, 0xc4, 8]),
+                To(JUMP, target),
+            ]);
+            fixture().function("a", &code, &[cfa(4, 16), cfa(9, 8)].concat())
+        };
+        for (target, name) in [(DONE, "_ZN22BRepBuilderAPI_Command4DoneEv"), (ELSEWHERE, "elsewhere")] {
+            let sites = place(&a(target)).unwrap();
+            let [(site, Exit::TailCall(Some(callee)))] = &sites.exits[..] else { panic!("{sites:?}") };
+            assert_eq!((callee.as_str(), site.vaddr, site.distance), (name, Vaddr(CODE + 13), 0));
+            assert_eq!(
+                (site.class, site.edge, site.return_register),
+                (SiteClass::Emulated, Edge::Leave, RETURN_NOT_FINAL)
+            );
+            assert!(!sites.tail_calls);
+        }
+        let b = CODE + STRIDE;
+        let followed =
+            |fixture: &Fixture, policy| place_with(fixture, policy, Placement::Cheapest).unwrap().tail_calls;
+        assert!(followed(&a(b).function("b", &big(), &[]), FollowPolicy::Work), "a function of some size");
+        assert!(!followed(&a(b).function("b", &big(), &[]), FollowPolicy::Never));
+        assert!(!followed(&a(b).function("b", &[0xc3], &[]), FollowPolicy::Work), "a trivial one");
+        assert!(followed(&a(b).function("b", &[0xc3], &[]), FollowPolicy::Always));
+        assert!(!followed(&a(b).function("b", &big(), &[]).info(0x22), FollowPolicy::Work), "inline code");
+        assert!(!followed(&a(b).function("_ZN1AD1Ev", &big(), &[]), FollowPolicy::Work), "a destructor");
+        let always = place_with(&a(ELSEWHERE), FollowPolicy::Always, Placement::Cheapest);
+        assert_eq!(always, Err(Unplaceable::WorkElsewhere("elsewhere".to_owned())));
+        // A callee that cannot be placed is no reason to refuse the caller: its own work is seen.
+        assert!(!followed(
+            &a(b).function("b", &[vec![0x90; 70], vec![0x06]].concat(), &[]),
+            FollowPolicy::Work
+        ));
+    }
+
+    #[test]
+    fn tail_calls_in_a_circle_end() {
+        let (b, c) = (CODE + STRIDE, CODE + 2 * STRIDE);
+        // test edi,edi; je +5; jmp to; ret
+        let or_return = |from: u64, to: u64| {
+            [&[0x85, 0xff, 0x74, 0x05, 0xe9][..], &word(to.wrapping_sub(from + 9)), &[0xc3]].concat()
+        };
+        let a = fixture().function("a", &code(&[To(JUMP, b)]), &[]);
+        let jump = |from: u64, to: u64| [&[0xe9][..], &word(to.wrapping_sub(from + 5))].concat();
+        let circle = a.clone().function("b", &jump(b, c), &[]).function("c", &or_return(c, b), &[]);
+        let sites = place(&circle).unwrap();
+        assert!(matches!(&sites.exits[..], [(_, Exit::Followed(name))] if name == "c"), "{sites:?}");
+        let endless = a.clone().function("b", &jump(b, c), &[]).function("c", &jump(c, b), &[]);
+        assert_eq!(place(&endless), Err(Unplaceable::NoExit));
+        assert_eq!(place(&a.function("b", &or_return(b, CODE), &[])), Err(Unplaceable::EntryRepeats));
+    }
+
+    #[test]
+    fn classes_are_the_kernels() {
+        use SiteClass::{Emulated, SingleStep};
+        for (bytes, class) in [
+            (&[0x55][..], Some(Emulated)),                                   // push rbp
+            (&[0x41, 0x57], Some(Emulated)),                                 // push r15
+            (&[0x48, 0x55], Some(SingleStep)),                               // push rbp with a useless REX.W
+            (&[0x66, 0x55], Some(SingleStep)),                               // push bp
+            (&[0x6a, 0], Some(SingleStep)),                                  // push 0
+            (&[0xff, 0x30], Some(SingleStep)),                               // push [rax]
+            (&[0x90], Some(Emulated)),                                       // nop
+            (&[0x66, 0x90], Some(Emulated)),                                 // xchg ax,ax
+            (&[0xf3, 0x90], Some(Emulated)),                                 // pause
+            (&[0x41, 0x90], None),                                           // xchg r8,rax
+            (&[0x0f, 0x1f, 0x44, 0, 0], Some(Emulated)),                     // nop of 5 bytes
+            (&[0x66, 0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0], Some(Emulated)),      // nop of 9 bytes
+            (&[0x66, 0x2e, 0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0], None),          // nop with a segment prefix
+            (&[0x0f, 0x1f, 0xc0], Some(SingleStep)), // a nop that assemblers do not write
+            (&[0xf3, 0x0f, 0x1e, 0xfa], Some(SingleStep)), // endbr64
+            (&[0x75, 0], Some(Emulated)),            // jne
+            (&[0x0f, 0x84, 0, 0, 0, 0], Some(Emulated)), // je rel32
+            (&[0x3e, 0x75, 0], None),                // jne with a branch hint
+            (&[0x66, 0xe8, 0, 0], None),             // call rel16
+            (&[0xf2, 0xe9, 0, 0, 0, 0], Some(Emulated)), // bnd jmp
+            (&[0xeb, 0], Some(Emulated)),            // jmp rel8
+            (&[0xe3, 0], Some(SingleStep)),          // jrcxz
+            (&[0xe8, 0, 0, 0, 0], Some(Emulated)),   // call
+            (&[0xff, 0xe0], Some(SingleStep)),       // jmp rax
+            (&[0x3e, 0xff, 0xe0], None),             // notrack jmp rax
+            (&[0xc3], Some(SingleStep)),             // ret
+            (&[0x64, 0x48, 0x8b, 4, 0x25, 0x28, 0, 0, 0], Some(SingleStep)), // mov rax,fs:0x28
+            (&[0xf0, 0x48, 0xff, 0x07], None),       // lock inc [rdi]
+            (&[0xcc], None),                         // int3
+            (&[], None),
+        ] {
+            assert_eq!(class_of(bytes), class, "{bytes:x?}");
+        }
+    }
+
+    fn rich() -> Fixture {
+        let b = CODE + STRIDE;
+        // cmp edi,1; ja end; lea rax,[rip+table]; movsxd rdx,[rax+rdi*4]; add rax,rdx; jmp rax; ret; end: jmp b
+        let lea = word(0x1f00_u64.wrapping_sub(CODE + 12));
+        let table = [word((CODE + 21).wrapping_sub(0x1f00)), word((CODE + 22).wrapping_sub(0x1f00))].concat();
+        let code = code(&[
+            Bytes(&[0x83, 0xff, 0x01, 0x77, 0x11, 0x48, 0x8d, 0x05]),
+            Bytes(&lea),
+            Bytes(&[0x48, 0x63, 0x14, 0xb8, 0x48, 0x01, 0xd0, 0xff, 0xe0, 0xc3]),
+            To(JUMP, b),
+        ]);
+        let pads = [0xff, 0xff, 0x01, 4, 0, 4, 2, 0];
+        fixture()
+            .function("a", &code, &[])
+            .data(0x1f00, &table)
+            .function("b", &big(), &[cfa(1, 8), cfa(4, 8)].concat())
+            .exceptions(1, 0x1f40)
+            .data(0x1f40, &pads)
+    }
+
+    #[test]
+    fn returns_and_followed_callees_go_together() {
+        let sites = place(&rich()).unwrap();
+        let kinds: Vec<_> =
+            sites.exits.iter().map(|(site, exit)| (site.vaddr.0, exit.clone(), site.edge)).collect();
+        // The nops of b lead straight to its return, and the last one marks it.
+        assert_eq!(
+            kinds,
+            [
+                (CODE + 21, Exit::Return, Edge::Leave),
+                (CODE + STRIDE + 69, Exit::Followed("b".to_owned()), Edge::TailLeave)
+            ]
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn any_code_gets_an_answer(
+            bytes in proptest::collection::vec(any::<u8>(), 1..256),
+            cfi in proptest::collection::vec(any::<u8>(), 0..64),
+            second in proptest::collection::vec(any::<u8>(), 1..256),
+        ) {
+            let bytes = fixture().function("a", &bytes, &cfi).function("b", &second, &[]).build();
+            let file = ElfFile::parse(&bytes).unwrap();
+            for follow in [FollowPolicy::Work, FollowPolicy::Always, FollowPolicy::Never] {
+                if let Ok(sites) = file.place_with("a", follow, Placement::Cheapest) {
+                    prop_assert!(!sites.exits.is_empty());
+                    prop_assert!(sites.exits.iter().all(|(site, _)| site.vaddr.0 < CODE + 2 * STRIDE));
+                }
+            }
+            let _ = file.entry("b");
+        }
+
+        #[test]
+        fn damaged_code_gets_an_answer(damage in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..20)) {
+            let mut bytes = rich().build();
+            for (at, byte) in damage {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+            if let Ok(file) = ElfFile::parse(&bytes) {
+                let _ = (file.place("a"), file.place("b"), file.entry("a"));
+            }
+        }
     }
 }
