@@ -1,5 +1,6 @@
 //! Stands for the methods that the catalogue brings to [`Probe`]; deleted when they arrive.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use crate::catalog::{Label, Probe};
@@ -8,24 +9,12 @@ use crate::operation::{Outcome, Value};
 impl Probe {
     /// Label names and values of a call.
     #[must_use]
-    pub fn label_values(&self, values: &BTreeMap<String, Value>, outcome: Outcome) -> Vec<(String, String)> {
-        let text = |name: &String| match values.get(name) {
-            Some(Value::Int(number)) => number.to_string(),
-            Some(Value::Text(text)) => text.to_string(),
-            None => String::new(),
-        };
-        let label = |label: &Label| match label {
-            Label::Constant(value) => value.clone(),
-            Label::Status => outcome.as_str().to_owned(),
-            Label::Map(value, names) => match values.get(value) {
-                Some(Value::Int(number)) => names.get(number).cloned().unwrap_or_else(|| "other".to_owned()),
-                _ => "other".to_owned(),
-            },
-            Label::Range(value) | Label::Workbench(value) | Label::Text(value) | Label::Extension(value) => {
-                text(value)
-            }
-        };
-        self.labels.iter().map(|(name, made)| (name.clone(), label(made))).collect()
+    pub fn label_values<'a>(
+        &'a self,
+        values: &'a BTreeMap<String, Value>,
+        outcome: Outcome,
+    ) -> Vec<(&'a str, Cow<'a, str>)> {
+        self.labels.iter().map(|(name, label)| (name.as_str(), label.text(values, outcome))).collect()
     }
 
     /// Whether the call counts.
@@ -46,5 +35,32 @@ impl Probe {
             title = title.replace(&format!("{{{name}}}"), &text);
         }
         title
+    }
+}
+
+impl Label {
+    /// The value that the label is made from.
+    pub(crate) fn value(&self) -> Option<&str> {
+        match self {
+            Self::Constant(_) | Self::Status => None,
+            Self::Map(value, _)
+            | Self::Range(value)
+            | Self::Workbench(value)
+            | Self::Text(value)
+            | Self::Extension(value) => Some(value),
+        }
+    }
+
+    fn text<'a>(&'a self, values: &'a BTreeMap<String, Value>, outcome: Outcome) -> Cow<'a, str> {
+        match (self, self.value().and_then(|name| values.get(name))) {
+            (Self::Constant(text), _) => Cow::Borrowed(text),
+            (Self::Status, _) => Cow::Borrowed(outcome.as_str()),
+            (_, None) => Cow::Borrowed("unknown"),
+            (Self::Map(_, names), Some(Value::Int(number))) => {
+                Cow::Borrowed(names.get(number).map_or("other", String::as_str))
+            }
+            (_, Some(Value::Int(number))) => Cow::Owned(number.to_string()),
+            (_, Some(Value::Text(text))) => Cow::Borrowed(text),
+        }
     }
 }

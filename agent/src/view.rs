@@ -74,10 +74,9 @@ fn kind(operation: &Operation) -> String {
     let probe = &operation.probe;
     let labels = probe.label_values(&operation.values, operation.outcome);
     let label = |name: &str| {
-        // A label of another name may be made from the value: `class = { class = "type" }`.
-        let made = probe.labels.iter().find(|(label, made)| *label == name || value_of(made) == Some(name));
-        let made = made.filter(|(_, made)| !matches!(made, Label::Range(_) | Label::Extension(_)))?.0;
-        labels.iter().find(|(label, _)| label == made).map(|(_, value)| value.as_str())
+        // A place may name a label, or a value that a label shows as it is.
+        let made = probe.labels.iter().find(|(label, made)| *label == name || shown(made) == Some(name))?.0;
+        labels.iter().find(|(label, _)| label == made).map(|(_, value)| value.as_ref())
     };
     fill(&probe.title, label)
 }
@@ -96,11 +95,8 @@ fn fill<'v>(title: &str, value: impl Fn(&str) -> Option<&'v str>) -> String {
     out.replace("()", "").split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-fn value_of(label: &Label) -> Option<&str> {
-    match label {
-        Label::Map(value, _) | Label::Text(value) => Some(value),
-        _ => None,
-    }
+fn shown(label: &Label) -> Option<&str> {
+    matches!(label, Label::Map(..) | Label::Text(_)).then(|| label.value()).flatten()
 }
 
 #[cfg(test)]
@@ -113,7 +109,7 @@ mod tests {
         let mut probe = samples::probe("obj.recompute", "recompute {object} ({type}) in {document}");
         probe.labels.insert("class".to_owned(), Label::Text("type".to_owned()));
         let mut operation = samples::operation(&Arc::new(probe), &samples::worker(7, "freecadcmd"), 0.0, 1.0);
-        assert_eq!(kind(&operation), "recompute in");
+        assert_eq!(kind(&operation), "recompute (unknown) in");
         operation.values = [samples::text("object", "Box"), samples::text("type", "Part::Box")].into();
         assert_eq!(kind(&operation), "recompute (Part::Box) in");
     }
