@@ -104,7 +104,8 @@ impl Probe {
         self.count_when.iter().all(|condition| holds(condition, values))
     }
 
-    /// What the operation is called: the title with its places filled, `?` where a value is absent.
+    /// What the operation is called: the title with its places filled; a value that is absent is left
+    /// out, with the space before it.
     #[must_use]
     pub fn title(&self, values: &BTreeMap<String, Value>) -> String {
         let mut title = String::with_capacity(self.title.len());
@@ -115,7 +116,7 @@ impl Probe {
                 (_, Some(Value::Text(text))) => title.push_str(text),
                 (Some(label), _) => title.push_str(&label.text(values, Outcome::Ok)),
                 (None, Some(Value::Int(number))) => title.push_str(&number.to_string()),
-                (None, None) => title.push('?'),
+                (None, None) => title.truncate(title.trim_end().len()),
             }
             rest = after;
         }
@@ -431,7 +432,7 @@ mod tests {
         let values = probe.decode(layout, &record, &text);
         assert!(values.is_empty());
         assert_eq!(labels(probe, &values), "class=unknown status=ok workbench=unknown");
-        assert_eq!(probe.title(&values), "recompute unknown ?");
+        assert_eq!(probe.title(&values), "recompute unknown");
     }
 
     #[test]
