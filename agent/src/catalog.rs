@@ -1,11 +1,124 @@
 //! Turns catalogue files into probes: which function is which operation, and what to read from it.
 //!
 //! The built-in catalogue is the TOML under `catalog/`; a user's own probes have the same form and are added by
-//! `--catalog FILE` or a `[[probe]]` table of the configuration file.
+//! `--catalog FILE` or a `[[probe]]` table of the configuration file. One probe:
+//!
+//! ```toml
+//! [[probe]]
+//! id = "mine.gear"                                    # names it everywhere, once
+//! function = "Gear::build(int)"                       # for people
+//! symbols = ["_ZN4Gear5buildEi"]                      # mangled, best first
+//! title = "gear {teeth}"                              # optional; {label} or {value}
+//! metric = "gear_build_seconds"                       # optional: histogram of durations
+//! # counter = "gears_built_total"                     # optional: counter of calls
+//! help = "Time to build a gear."                      # once per family
+//! # group = "build"                                   # optional: only the outermost open call of a group is measured
+//! error_when = ["ret == 0"]                           # any of them: the call failed
+//! # count_when = ["is_new == 1"]                      # all of them, or the call is not counted or measured
+//! [probe.labels]
+//! status = "status"                                   # ok, error, exception, killed
+//! material = { constant = "steel" }
+//! kind = { value = "kind", map = { 0 = "spur", 1 = "bevel" } }
+//! teeth = { value = "teeth", range = true }           # see `ranges`
+//! workbench = { value = "class", workbench = true }   # Part::Box -> Part
+//! class = { value = "class" }                         # the text itself: only where there are few
+//! source = { value = "path", extension = true }       # lower-case extension
+//! format = { value = "path", extension = true, map = { stp = "STEP" } }
+//! [probe.attributes]                                  # of spans: from a value or a label
+//! "cad.path" = "path"
+//! [probe.derived]
+//! parts = { sum = ["teeth", "bolts"] }
+//! holes = { from = "begin", to = "end", each = 8 }    # elements of an array between two addresses
+//! [[probe.layout]]                                    # the first whose conditions all hold
+//! when = ["freecad >= 1.0", "freecad < 1.1"]
+//! [probe.layout.enter]                                # values read when the call begins
+//! teeth = "i32(arg1)"                                 # a register
+//! bolts = "u32[this + 0x40]"                          # memory
+//! kind = "u8[[this + 0x48] + 4]"                      # memory behind a pointer
+//! begin = "u64[this + 0x50]"
+//! end = "u64[this + 0x58]"
+//! class = "class[this]"                               # the object's C++ class, by RTTI
+//! path = "text[arg2]:128"                             # a C string of up to 128 bytes; string[…] for a std::string
+//! [probe.layout.leave]                                # values read when it returns
+//! ret = "u8(ret)"
+//! ```
+//!
+//! The form of a value is in the private module `expression`; `cadscope probes --help` has it for users. A worker whose
+//! version is not known, or newer than any condition, gets a layout without conditions, or no values.
+
+mod decode;
+mod expression;
+mod file;
+pub(crate) mod keys;
+mod program;
+pub mod ranges;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use cadscope_common::probe::ProbeProgram;
+
+pub use decode::demangle_type;
+pub use file::CatalogError;
+
+/// The files that the program brings along.
+const BUILTIN: [(&str, &str); 2] = [
+    ("built-in occt.toml", include_str!("catalog/occt.toml")),
+    ("built-in freecad.toml", include_str!("catalog/freecad.toml")),
+];
+
+/// All probes, in the order of their files.
+#[derive(Clone, Debug, Default)]
+pub struct Catalog {
+    /// No two have the same id; probes of one family have the same label names.
+    pub probes: Vec<Arc<Probe>>,
+}
+
+impl Catalog {
+    /// The probes that the program brings along.
+    ///
+    /// # Errors
+    /// None in a released program: a test loads it.
+    pub fn builtin() -> Result<Self, CatalogError> {
+        let mut catalog = Self::default();
+        for (origin, text) in BUILTIN {
+            catalog.add(text, origin)?;
+        }
+        Ok(catalog)
+    }
+
+    /// Adds the probes of a user's file; `origin` names it in errors.
+    ///
+    /// # Errors
+    /// What is wrong with the file, and the fix; the catalogue is then as before.
+    pub fn add(&mut self, text: &str, origin: &str) -> Result<(), CatalogError> {
+        self.extend(file::read(text, origin)?, origin)
+    }
+
+    /// Adds `[[probe]]` tables that were read as part of another file.
+    ///
+    /// # Errors
+    /// As [`Catalog::add`].
+    pub fn add_tables(&mut self, tables: &[toml::Value], origin: &str) -> Result<(), CatalogError> {
+        self.extend(file::read_tables(tables, origin)?, origin)
+    }
+
+    /// The probe of this id.
+    #[must_use]
+    pub fn get(&self, id: &str) -> Option<&Arc<Probe>> {
+        self.probes.iter().find(|probe| probe.id == id)
+    }
+
+    fn extend(&mut self, probes: Vec<Probe>, origin: &str) -> Result<(), CatalogError> {
+        let mut all = self.probes.clone();
+        for probe in probes {
+            file::check_beside(&all, &probe, origin)?;
+            all.push(Arc::new(probe));
+        }
+        self.probes = all;
+        Ok(())
+    }
+}
 
 /// One catalogue entry, as it is used.
 #[derive(Clone, Debug)]
@@ -30,10 +143,31 @@ pub struct Probe {
     pub attributes: BTreeMap<String, String>,
     /// Values to read, by layout; the first whose condition holds for the worker's build is used.
     pub layouts: Vec<Layout>,
+    /// Values made from other values.
+    pub derived: BTreeMap<String, Derived>,
+    /// Calls of one group that are open inside one another are one piece of work: only the outermost of them goes to
+    /// `metric` and `counter` (a STEP export of FreeCAD holds one of OCCT).
+    pub group: Option<String>,
     /// `value == number` conditions on fetched values under which a call that returned counts as an error.
     pub error_when: Vec<(String, i64)>,
     /// The call counts only if all these `value == number` conditions hold (`isNew == 1`).
     pub count_when: Vec<(String, i64)>,
+}
+
+/// How a value is made from other values; absent if one of them is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Derived {
+    /// Their sum.
+    Sum(Vec<String>),
+    /// How many elements of `each` bytes lie between two addresses, which are themselves left out of the values.
+    Count {
+        /// Value name of the address of the first element.
+        from: String,
+        /// Value name of the address after the last.
+        to: String,
+        /// Bytes of an element.
+        each: i64,
+    },
 }
 
 /// How a label's value is made from the values of an operation.
@@ -43,15 +177,16 @@ pub enum Label {
     Constant(String),
     /// By number: `0 = "common"`; anything else is `other`.
     Map(String, BTreeMap<i64, String>),
-    /// The range that a number falls in, named `1`, `2-5`, `6-20`, `21-100`, `101-500`, `501+` (sortable prefix: see
-    /// [`ranges`]).
+    /// The range that a number falls in: see [`ranges`].
     Range(String),
-    /// The part of a class name before `::` (`Part::Box` → `Part`): its workbench.
+    /// The part of a class name before `::` (`Part::Box` → `Part`): its workbench; `none` for a class outside of any.
     Workbench(String),
     /// The text itself (bounded by the metric registry).
     Text(String),
     /// The lower-case extension of a file name.
     Extension(String),
+    /// By lower-case extension of a file name: `stp = "STEP"`; anything else is `other`.
+    FileType(String, BTreeMap<String, String>),
     /// ok, error, exception, killed.
     Status,
 }
@@ -91,7 +226,21 @@ pub enum Product {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
     /// A word, and the index of the fetch that fills it (bit of `unread`).
-    Word { index: u8, fetch: u8 },
+    Word {
+        /// Which word.
+        index: u8,
+        /// Index of the fetch that fills it.
+        fetch: u8,
+    },
     /// Text blocks, and the fetch. `class` values are type names: mangled as RTTI has them, shown demangled.
-    Text { block: u8, blocks: u8, fetch: u8, class: bool },
+    Text {
+        /// Index of the first block.
+        block: u8,
+        /// Number of blocks.
+        blocks: u8,
+        /// Index of the fetch that fills them.
+        fetch: u8,
+        /// It is a type's name.
+        class: bool,
+    },
 }

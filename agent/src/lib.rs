@@ -7,7 +7,8 @@
 //! ```
 
 pub mod catalog;
-mod catalog_stub;
+pub mod config;
+pub mod identify;
 pub mod operation;
 pub mod resolve;
 

@@ -31,6 +31,8 @@ pub(crate) fn probe(id: &str, title: &str) -> Probe {
         labels: BTreeMap::new(),
         attributes: BTreeMap::new(),
         layouts: Vec::new(),
+        derived: BTreeMap::new(),
+        group: None,
         error_when: Vec::new(),
         count_when: Vec::new(),
     }

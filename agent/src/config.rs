@@ -1,0 +1,618 @@
+//! Turns what the user typed into what they meant: [`Args`] → [`Config`].
+//!
+//! A setting comes from its flag, else from its `CADSCOPE_…` variable, else from the configuration file, else from its
+//! default. Flag `--log-format`, variable `CADSCOPE_LOG_FORMAT` and key `log_format` are one setting with one name.
+//!
+//! Refuses unknown keys, naming the nearest known one, and values that cannot be meant, naming where they were said.
+
+use std::ffi::OsString;
+use std::fmt::Display;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use toml::{Table, Value};
+
+use crate::catalog::keys::{suggestion, unknown_key};
+use crate::catalog::{Catalog, CatalogError};
+
+/// Keys of the configuration file.
+pub const FILE_KEYS: [&str; 7] = ["catalog", "linger", "listen", "log_format", "probe", "proc", "sys"];
+
+/// The command line, as typed.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "cadscope", version, about, max_term_width = 100, after_help = MAIN_EXAMPLES)]
+pub struct Args {
+    #[command(flatten)]
+    common: CommonArgs,
+    #[command(subcommand)]
+    command: CommandArgs,
+}
+
+const MAIN_EXAMPLES: &str = "\
+Examples:
+  cadscope doctor                         would the agent work here, and what is missing?
+  cadscope trace -- freecadcmd job.py     run a job and print what it did
+  cadscope agent --listen 0.0.0.0:9777    observe every worker of this node, serve /metrics
+
+A setting comes from its flag (--log-format), else from its variable (CADSCOPE_LOG_FORMAT),
+else from the configuration file (log_format = \"json\"), else from its default.
+RUST_LOG chooses what is logged: RUST_LOG=cadscope=debug.";
+
+const AGENT_EXAMPLES: &str = "\
+Examples:
+  cadscope agent
+  cadscope agent --listen 0.0.0.0:9777 --log-format json
+  cadscope agent --proc /host/proc --sys /host/sys    in a container, the host's mounted there
+  cadscope agent --catalog gears.toml                 observe functions of your own as well";
+
+const TRACE_EXAMPLES: &str = "\
+Examples:
+  cadscope trace -- freecadcmd job.py                   run it; exit with its exit status
+  cadscope trace -p 4711                                follow a worker until it ends or Ctrl-C
+  cadscope trace --format json -o job.json -- python3 job.py";
+
+const PROBES_EXAMPLES: &str = "\
+Examples:
+  cadscope probes --pid 4711                            all libraries that the worker maps
+  cadscope probes /usr/lib/x86_64-linux-gnu/libTKBO.so.7.6.3
+  cadscope probes --catalog gears.toml libGears.so      is my own function found there?
+
+A catalogue file holds [[probe]] tables:
+
+  [[probe]]
+  id = \"mine.gear\"
+  function = \"Gear::build(int)\"
+  symbols = [\"_ZN4Gear5buildEi\"]                 mangled names, as nm -D prints them
+  title = \"gear with {teeth} teeth\"
+  metric = \"gear_build_seconds\"
+  help = \"Time to build a gear.\"
+  error_when = [\"ret == 0\"]
+  [probe.labels]
+  status = \"status\"
+  teeth = { value = \"teeth\", range = true }
+  [[probe.layout]]
+  [probe.layout.enter]
+  teeth = \"i32(arg1)\"                          a register, or memory: i32[this + 0x40],
+  [probe.layout.leave]                         text[arg2]:128, string[[this + 8]], class[arg1]
+  ret = \"u8(ret)\"";
+
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Common options")]
+struct CommonArgs {
+    /// Configuration file (TOML); unknown keys are errors [env: CADSCOPE_CONFIG]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// How log lines are written to stderr [env: CADSCOPE_LOG_FORMAT] [default: text]
+    #[arg(long, global = true, value_name = "FORMAT")]
+    log_format: Option<LogFormat>,
+    /// Adds the probes of a catalogue file; may be repeated [env: CADSCOPE_CATALOG, paths separated by `:`]
+    #[arg(long, global = true, value_name = "FILE")]
+    catalog: Vec<PathBuf>,
+    /// Where the node's procfs is mounted [env: CADSCOPE_PROC] [default: /proc]
+    #[arg(long, global = true, value_name = "DIR")]
+    proc: Option<PathBuf>,
+    /// Where the node's sysfs is mounted [env: CADSCOPE_SYS] [default: /sys]
+    #[arg(long, global = true, value_name = "DIR")]
+    sys: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+enum CommandArgs {
+    /// Observes every FreeCAD and OCCT worker of this node and serves metrics
+    #[command(after_help = AGENT_EXAMPLES)]
+    Agent {
+        /// Address to serve HTTP on [env: CADSCOPE_LISTEN] [default: 127.0.0.1:9777]
+        #[arg(long, value_name = "ADDRESS")]
+        listen: Option<SocketAddr>,
+        /// Seconds that probes stay on a file that no process maps [env: CADSCOPE_LINGER] [default: 60]
+        #[arg(long, value_name = "SECONDS")]
+        linger: Option<Seconds>,
+    },
+    /// Runs or follows one process and prints its operations: nesting, duration, outcome
+    #[command(after_help = TRACE_EXAMPLES)]
+    Trace {
+        /// Write to this file instead of stdout
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// What to write
+        #[arg(long, value_name = "FORMAT", default_value = "tree")]
+        format: TraceFormat,
+        /// Follow this process
+        #[arg(short, long, value_name = "PID", conflicts_with = "run", value_parser = clap::value_parser!(u32).range(1..))]
+        pid: Option<u32>,
+        /// Run this program
+        #[arg(last = true, value_name = "CMD", required_unless_present = "pid")]
+        run: Vec<OsString>,
+    },
+    /// Says what is missing on this node and how to get it; exits with 0 only if the agent would work
+    Doctor {
+        /// What to write
+        #[arg(long, value_name = "FORMAT", default_value = "text")]
+        format: ReportFormat,
+    },
+    /// Shows where each probe of the catalogue lies in a worker's or the given files, or why it cannot be placed
+    #[command(after_help = PROBES_EXAMPLES)]
+    Probes {
+        /// Look at the files that this process maps
+        #[arg(short, long, value_name = "PID", conflicts_with = "files", value_parser = clap::value_parser!(u32).range(1..))]
+        pid: Option<u32>,
+        /// Look at these files
+        #[arg(value_name = "FILE", required_unless_present = "pid")]
+        files: Vec<PathBuf>,
+        /// What to write
+        #[arg(long, value_name = "FORMAT", default_value = "table")]
+        format: TableFormat,
+    },
+}
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What `trace` writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TraceFormat {
+    /// A waterfall for people
+    Tree,
+    /// One JSON document
+    Json,
+}
+
+/// What `doctor` writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ReportFormat {
+    /// For people
+    Text,
+    /// One JSON document
+    Json,
+}
+
+/// What `probes` writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TableFormat {
+    /// For people
+    Table,
+    /// One JSON document
+    Json,
+}
+
+impl FromStr for LogFormat {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        <Self as ValueEnum>::from_str(text, false).map_err(|_| "is text or json".to_owned())
+    }
+}
+
+/// A time span of whole seconds, at most a day.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Seconds(u64);
+
+impl FromStr for Seconds {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let seconds = text.parse().ok().filter(|seconds| *seconds <= 86_400);
+        seconds.map(Self).ok_or_else(|| "is a number of seconds, at most 86400".to_owned())
+    }
+}
+
+/// What the user meant.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// How log lines are written.
+    pub log_format: LogFormat,
+    /// Mount point of the node's procfs.
+    pub proc: PathBuf,
+    /// Mount point of the node's sysfs.
+    pub sys: PathBuf,
+    /// The built-in probes and the user's.
+    pub catalog: Catalog,
+    /// What to do.
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// `cadscope agent`
+    Agent(AgentConfig),
+    /// `cadscope trace`
+    Trace(TraceConfig),
+    /// `cadscope doctor`
+    Doctor(ReportFormat),
+    /// `cadscope probes`
+    Probes(Subject, TableFormat),
+}
+
+/// Settings of `cadscope agent`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentConfig {
+    /// Address of the HTTP server.
+    pub listen: SocketAddr,
+    /// How long probes stay on a file that no process maps.
+    pub linger: Duration,
+}
+
+/// Settings of `cadscope trace`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TraceConfig {
+    /// File to write to; stdout without.
+    pub output: Option<PathBuf>,
+    /// What to write.
+    pub format: TraceFormat,
+    /// Whom to observe.
+    pub target: Target,
+}
+
+/// Whom `trace` observes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// A process that runs already.
+    Process(u32),
+    /// A program to run, with its arguments; never empty.
+    Program(Vec<OsString>),
+}
+
+/// What `probes` looks at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// The files that a process maps.
+    Process(u32),
+    /// Files; never empty.
+    Files(Vec<PathBuf>),
+}
+
+/// Why the configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A file cannot be read.
+    #[error("{}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The configuration file is no TOML.
+    #[error("{}: {message}", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// What the TOML parser says, with line and column.
+        message: String,
+    },
+    /// A key of the configuration file is not known.
+    #[error("{}: unknown key `{key}`; {suggestion}", path.display())]
+    UnknownKey {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// The nearest known key, or all.
+        suggestion: String,
+    },
+    /// A value cannot be meant.
+    #[error("{place}: `{value}` {problem}")]
+    Value {
+        /// `CADSCOPE_LISTEN`, or the file and the key.
+        place: String,
+        /// The value.
+        value: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A probe is wrong.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+}
+
+impl Config {
+    /// Merges flags, environment (`env` looks a variable up) and configuration file, and loads the catalogue files.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn from_args(args: Args, env: impl Fn(&str) -> Option<OsString>) -> Result<Self, ConfigError> {
+        let Args { common, command } = args;
+        let path =
+            common.config.or_else(|| env("CADSCOPE_CONFIG").filter(|v| !v.is_empty()).map(PathBuf::from));
+        let file = path.map(ConfigFile::read).transpose()?;
+        let sources = Sources { env: &env, file: file.as_ref() };
+        Ok(Self {
+            log_format: sources.setting(common.log_format, "log_format", LogFormat::Text)?,
+            proc: sources.setting(common.proc, "proc", PathBuf::from("/proc"))?,
+            sys: sources.setting(common.sys, "sys", PathBuf::from("/sys"))?,
+            catalog: sources.catalog(common.catalog)?,
+            command: sources.command(command)?,
+        })
+    }
+}
+
+/// The configuration file: only known keys.
+struct ConfigFile {
+    path: PathBuf,
+    table: Table,
+}
+
+impl ConfigFile {
+    fn read(path: PathBuf) -> Result<Self, ConfigError> {
+        let text = read_text(&path)?;
+        let table: Table = match text.parse::<Table>() {
+            Ok(table) => table,
+            Err(error) => return Err(ConfigError::Syntax { path, message: error.to_string() }),
+        };
+        match unknown_key(&table, &FILE_KEYS) {
+            Some(key) => Err(ConfigError::UnknownKey {
+                suggestion: suggestion(key, &FILE_KEYS),
+                key: key.to_owned(),
+                path,
+            }),
+            None => Ok(Self { path, table }),
+        }
+    }
+
+    fn place(&self, key: &str) -> String {
+        format!("{}: {key}", self.path.display())
+    }
+
+    fn wrong(&self, key: &str, value: &Value, problem: &str) -> ConfigError {
+        ConfigError::Value { place: self.place(key), value: value.to_string(), problem: problem.to_owned() }
+    }
+
+    fn text(&self, key: &str) -> Result<Option<String>, ConfigError> {
+        match self.table.get(key) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text.clone())),
+            Some(Value::Integer(number)) => Ok(Some(number.to_string())),
+            Some(other) => Err(self.wrong(key, other, "is neither a text in quotes nor a whole number")),
+        }
+    }
+
+    fn list(&self, key: &str) -> Result<&[Value], ConfigError> {
+        match self.table.get(key) {
+            None => Ok(&[]),
+            Some(Value::Array(list)) => Ok(list),
+            Some(other) => Err(self.wrong(key, other, "is no list")),
+        }
+    }
+
+    /// Paths of a list, counted from the file's directory.
+    fn paths(&self, key: &str) -> Result<Vec<PathBuf>, ConfigError> {
+        let directory = self.path.parent().unwrap_or(Path::new(""));
+        let list = self.list(key)?.iter();
+        list.map(|value| match value.as_str() {
+            Some(text) => Ok(directory.join(text)),
+            None => Err(self.wrong(key, value, "is no path in quotes")),
+        })
+        .collect()
+    }
+}
+
+/// Where settings come from below the flags.
+struct Sources<'a, E> {
+    env: &'a E,
+    file: Option<&'a ConfigFile>,
+}
+
+impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
+    fn variable(&self, key: &str) -> Option<(String, OsString)> {
+        let name = format!("CADSCOPE_{}", key.to_ascii_uppercase());
+        let value = (self.env)(&name).filter(|value| !value.is_empty())?;
+        Some((name, value))
+    }
+
+    fn setting<T: FromStr<Err: Display>>(
+        &self,
+        flag: Option<T>,
+        key: &str,
+        default: T,
+    ) -> Result<T, ConfigError> {
+        if let Some(value) = flag {
+            return Ok(value);
+        }
+        if let Some((name, value)) = self.variable(key) {
+            return parse(name, &value.to_string_lossy());
+        }
+        match self.file {
+            Some(file) => match file.text(key)? {
+                Some(text) => parse(file.place(key), &text),
+                None => Ok(default),
+            },
+            None => Ok(default),
+        }
+    }
+
+    fn catalog(&self, flags: Vec<PathBuf>) -> Result<Catalog, ConfigError> {
+        let paths = if !flags.is_empty() {
+            flags
+        } else if let Some((_, value)) = self.variable("catalog") {
+            std::env::split_paths(&value).collect()
+        } else {
+            self.file.map(|file| file.paths("catalog")).transpose()?.unwrap_or_default()
+        };
+        let mut catalog = Catalog::builtin()?;
+        if let Some(file) = self.file {
+            catalog.add_tables(file.list("probe")?, &file.path.display().to_string())?;
+        }
+        for path in paths {
+            catalog.add(&read_text(&path)?, &path.display().to_string())?;
+        }
+        Ok(catalog)
+    }
+
+    fn command(&self, command: CommandArgs) -> Result<Command, ConfigError> {
+        Ok(match command {
+            CommandArgs::Agent { listen, linger } => {
+                let default = SocketAddr::from((Ipv4Addr::LOCALHOST, 9777));
+                let Seconds(linger) = self.setting(linger, "linger", Seconds(60))?;
+                Command::Agent(AgentConfig {
+                    listen: self.setting(listen, "listen", default)?,
+                    linger: Duration::from_secs(linger),
+                })
+            }
+            CommandArgs::Trace { output, format, pid, run } => {
+                let target = pid.map_or(Target::Program(run), Target::Process);
+                Command::Trace(TraceConfig { output, format, target })
+            }
+            CommandArgs::Doctor { format } => Command::Doctor(format),
+            CommandArgs::Probes { pid, files, format } => {
+                Command::Probes(pid.map_or(Subject::Files(files), Subject::Process), format)
+            }
+        })
+    }
+}
+
+fn parse<T: FromStr<Err: Display>>(place: String, text: &str) -> Result<T, ConfigError> {
+    text.parse().map_err(|problem: T::Err| ConfigError::Value {
+        place,
+        value: text.to_owned(),
+        problem: problem.to_string(),
+    })
+}
+
+fn read_text(path: &Path) -> Result<String, ConfigError> {
+    std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn load(line: &[&str], env: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        let args = Args::try_parse_from(std::iter::once(&"cadscope").chain(line)).unwrap();
+        let env: Vec<(String, String)> = env.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
+        Config::from_args(args, |name| {
+            env.iter().find(|(known, _)| known == name).map(|(_, value)| OsString::from(value))
+        })
+    }
+
+    fn file(text: &str) -> tempfile::NamedTempFile {
+        let file = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        file
+    }
+
+    fn listen(config: Config) -> String {
+        match config.command {
+            Command::Agent(agent) => agent.listen.to_string(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn defaults_are_local_and_safe() {
+        let config = load(&["agent"], &[]).unwrap();
+        assert_eq!(config.log_format, LogFormat::Text);
+        assert_eq!((config.proc.to_str(), config.sys.to_str()), (Some("/proc"), Some("/sys")));
+        let agent =
+            AgentConfig { listen: "127.0.0.1:9777".parse().unwrap(), linger: Duration::from_secs(60) };
+        assert_eq!(config.command, Command::Agent(agent));
+        assert!(!config.catalog.probes.is_empty());
+    }
+
+    #[test]
+    fn a_flag_wins_over_a_variable_over_the_file_over_the_default() {
+        let file = file("listen = \"127.0.0.1:3\"\nlinger = 5\n");
+        let path = file.path().to_str().unwrap();
+        let env = [("CADSCOPE_LISTEN", "127.0.0.1:2")];
+        let with_flag = ["agent", "--config", path, "--listen", "127.0.0.1:1"];
+        assert_eq!(listen(load(&with_flag, &env).unwrap()), "127.0.0.1:1");
+        assert_eq!(listen(load(&["agent", "--config", path], &env).unwrap()), "127.0.0.1:2");
+        assert_eq!(listen(load(&["agent"], &[("CADSCOPE_CONFIG", path)]).unwrap()), "127.0.0.1:3");
+        assert_eq!(listen(load(&["agent"], &[("CADSCOPE_LISTEN", "")]).unwrap()), "127.0.0.1:9777");
+        match load(&["--config", path, "agent"], &[]).unwrap().command {
+            Command::Agent(agent) => assert_eq!(agent.linger, Duration::from_secs(5)),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn an_unknown_key_is_told_the_file_and_the_nearest_one() {
+        let file = file("lissten = \"127.0.0.1:1\"\n");
+        let path = file.path().to_str().unwrap();
+        let message = load(&["agent", "--config", path], &[]).unwrap_err().to_string();
+        assert_eq!(message, format!("{path}: unknown key `lissten`; did you mean `listen`?"));
+    }
+
+    #[test]
+    fn a_wrong_value_is_told_where_it_was_said() {
+        let message = load(&["agent"], &[("CADSCOPE_LISTEN", "9777")]).unwrap_err().to_string();
+        assert!(message.starts_with("CADSCOPE_LISTEN: `9777` "), "{message}");
+        let file = file("log_format = \"xml\"\n");
+        let path = file.path().to_str().unwrap();
+        let message = load(&["agent", "--config", path], &[]).unwrap_err().to_string();
+        assert_eq!(message, format!("{path}: log_format: `xml` is text or json"));
+        let message = load(&["agent", "--config", "/nowhere.toml"], &[]).unwrap_err().to_string();
+        assert!(message.starts_with("/nowhere.toml: No such file"), "{message}");
+    }
+
+    #[test]
+    fn probes_of_the_user_come_from_the_file_and_from_catalogues() {
+        let probe =
+            |id: &str| format!("[[probe]]\nid = \"{id}\"\nfunction = \"f()\"\nsymbols = [\"_Z1fv\"]\n");
+        let catalog = file(&probe("mine.two"));
+        let name = catalog.path().file_name().unwrap().to_str().unwrap();
+        let config = file(&format!("catalog = [\"{name}\"]\n{}", probe("mine.one")));
+        let path = config.path().to_str().unwrap();
+        let loaded = load(&["agent", "--config", path], &[]).unwrap().catalog;
+        assert!(loaded.get("mine.one").is_some() && loaded.get("mine.two").is_some());
+        let message = load(&["agent", "--catalog", path], &[]).unwrap_err().to_string();
+        assert!(message.contains("unknown key `catalog`"), "{message}");
+    }
+
+    #[test]
+    fn trace_takes_a_process_or_a_program() {
+        let target = |line: &[&str]| match load(line, &[]).unwrap().command {
+            Command::Trace(trace) => (trace.format, trace.target),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(target(&["trace", "-p", "7"]), (TraceFormat::Tree, Target::Process(7)));
+        let program = ["freecadcmd", "--help"].map(OsString::from).to_vec();
+        assert_eq!(
+            target(&["trace", "--format", "json", "--", "freecadcmd", "--help"]),
+            (TraceFormat::Json, Target::Program(program))
+        );
+        for line in [&["trace"][..], &["trace", "-p", "7", "--", "x"], &["trace", "-p", "0"], &["probes"]] {
+            assert!(Args::try_parse_from(std::iter::once(&"cadscope").chain(line)).is_err(), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn help_names_the_variable_of_every_setting() {
+        let mut command = Args::command();
+        let mut help = command.render_long_help().to_string();
+        for sub in command.get_subcommands_mut() {
+            help.push_str(&sub.render_long_help().to_string());
+        }
+        for key in FILE_KEYS.iter().filter(|key| **key != "probe") {
+            let variable = format!("CADSCOPE_{}", key.to_ascii_uppercase());
+            assert!(help.contains(&variable), "{variable}");
+        }
+    }
+
+    /// The example in the help is a catalogue that loads.
+    #[test]
+    fn the_example_of_a_probe_is_right() {
+        let begin = PROBES_EXAMPLES.find("  [[probe]]").unwrap();
+        let cut = |line: &str| {
+            line.split("    ").find(|part| !part.trim().is_empty()).unwrap_or("").trim().to_owned()
+        };
+        let text: Vec<String> = PROBES_EXAMPLES[begin..].lines().map(cut).collect();
+        Catalog::builtin().unwrap().add(&text.join("\n"), "help").unwrap();
+    }
+}
