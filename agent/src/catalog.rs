@@ -27,12 +27,18 @@
 //! [probe.attributes]                                  # of spans: from a value or a label
 //! "cad.path" = "path"
 //! [probe.derived]
-//! both = { sum = ["teeth", "holes"] }
+//! parts = { sum = ["teeth", "bolts"] }
 //! holes = { from = "begin", to = "end", each = 8 }    # elements of an array between two addresses
 //! [[probe.layout]]                                    # the first whose conditions all hold
 //! when = ["freecad >= 1.0", "freecad < 1.1"]
 //! [probe.layout.enter]                                # values read when the call begins
-//! teeth = "i32(arg1)"
+//! teeth = "i32(arg1)"                                 # a register
+//! bolts = "u32[this + 0x40]"                          # memory
+//! kind = "u8[[this + 0x48] + 4]"                      # memory behind a pointer
+//! begin = "u64[this + 0x50]"
+//! end = "u64[this + 0x58]"
+//! class = "class[this]"                               # the object's C++ class, by RTTI
+//! path = "text[arg2]:128"                             # a C string of up to 128 bytes; string[…] for a std::string
 //! [probe.layout.leave]                                # values read when it returns
 //! ret = "u8(ret)"
 //! ```

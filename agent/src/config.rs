@@ -33,19 +33,20 @@ pub struct Args {
 
 const MAIN_EXAMPLES: &str = "\
 Examples:
-  cadscope doctor                              would the agent work on this node, and what is missing?
-  cadscope trace -- freecadcmd job.py          run a job and print what it did
-  cadscope agent --listen 0.0.0.0:9777         observe every worker of this node, serve /metrics
+  cadscope doctor                         would the agent work here, and what is missing?
+  cadscope trace -- freecadcmd job.py     run a job and print what it did
+  cadscope agent --listen 0.0.0.0:9777    observe every worker of this node, serve /metrics
 
-A setting comes from its flag, else from its variable (--log-format: CADSCOPE_LOG_FORMAT), else from the configuration
-file (log_format = \"json\"), else from its default. RUST_LOG chooses what is logged: RUST_LOG=cadscope=debug.";
+A setting comes from its flag (--log-format), else from its variable (CADSCOPE_LOG_FORMAT),
+else from the configuration file (log_format = \"json\"), else from its default.
+RUST_LOG chooses what is logged: RUST_LOG=cadscope=debug.";
 
 const AGENT_EXAMPLES: &str = "\
 Examples:
   cadscope agent
   cadscope agent --listen 0.0.0.0:9777 --log-format json
-  cadscope agent --proc /host/proc --sys /host/sys      in a container, with the host's mounted there
-  cadscope agent --catalog gears.toml                   observe functions of your own as well";
+  cadscope agent --proc /host/proc --sys /host/sys    in a container, the host's mounted there
+  cadscope agent --catalog gears.toml                 observe functions of your own as well";
 
 const TRACE_EXAMPLES: &str = "\
 Examples:
@@ -79,6 +80,7 @@ A catalogue file holds [[probe]] tables:
   ret = \"u8(ret)\"";
 
 #[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Common options")]
 struct CommonArgs {
     /// Configuration file (TOML); unknown keys are errors [env: CADSCOPE_CONFIG]
     #[arg(long, global = true, value_name = "FILE")]

@@ -172,6 +172,9 @@ mod tests {
 
     use super::*;
 
+    const ROOT_AT: usize = 0x10;
+    const COUNT_AT: usize = 0x28;
+
     /// Memory of a worker: bytes from one address on.
     struct Image {
         base: u64,
@@ -213,8 +216,8 @@ mod tests {
             let node = |n: usize| 0x30 + n * NODE_BYTES;
             let mut image = Self { base: 0x7f00_0000_1000, bytes: vec![0; node(entries.len())] };
             let address = |n: usize| if n < entries.len() { 0x7f00_0000_1000 + node(n) as u64 } else { 0 };
-            image.put(MAP_ROOT as usize, address(0));
-            image.put(MAP_COUNT as usize, entries.len() as u64);
+            image.put(ROOT_AT, address(0));
+            image.put(COUNT_AT, entries.len() as u64);
             for (n, (key, value)) in entries.iter().enumerate() {
                 image.put(node(n) + NODE_LEFT, address(2 * n + 1));
                 image.put(node(n) + NODE_RIGHT, address(2 * n + 2));
@@ -262,7 +265,7 @@ mod tests {
         let mut image = Image::of_map(&[("a", "1"), ("b", "2"), ("ExeVersion", "1.0.0")]);
         let root = image.base + 0x30;
         image.put(0x30 + NODE_BYTES + NODE_LEFT, root);
-        image.put(MAP_COUNT as usize, u64::MAX);
+        image.put(COUNT_AT, u64::MAX);
         assert_eq!(image.versions().freecad, "1.0.0");
     }
 

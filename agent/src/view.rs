@@ -8,9 +8,11 @@ use std::sync::Arc;
 use crate::catalog::Label;
 use crate::operation::{Operation, Worker};
 
+mod bar;
 mod forest;
 pub mod json;
 mod text;
+mod totals;
 pub mod tree;
 
 /// What was seen of one or more workers, from the first start to the last end.
@@ -72,26 +74,43 @@ fn kind(operation: &Operation) -> String {
     let probe = &operation.probe;
     let labels = probe.label_values(&operation.values, operation.outcome);
     let label = |name: &str| {
-        // A label of another name may be made from the value: `class = { class = "type" }`.
-        let made = probe.labels.iter().find(|(label, made)| *label == name || value_of(made) == Some(name));
-        let made = made.filter(|(_, made)| !matches!(made, Label::Range(_) | Label::Extension(_)))?.0;
-        labels.iter().find(|(label, _)| label == made).map(|(_, value)| value.clone().into_owned())
+        // A place may name a label, or a value that a label shows as it is.
+        let made = probe.labels.iter().find(|(label, made)| *label == name || shown(made) == Some(name))?.0;
+        labels.iter().find(|(label, _)| label == made).map(|(_, value)| value.as_ref())
     };
+    fill(&probe.title, label)
+}
+
+/// The title with these values in its places, and nothing where there is none.
+fn fill<'v>(title: &str, value: impl Fn(&str) -> Option<&'v str>) -> String {
     let mut out = String::new();
-    let mut rest = probe.title.as_str();
+    let mut rest = title;
     while let Some((before, after)) = rest.split_once('{') {
         let Some((name, after)) = after.split_once('}') else { break };
         out.push_str(before);
-        out.push_str(&label(name).unwrap_or_default());
+        out.push_str(value(name).unwrap_or_default());
         rest = after;
     }
     out.push_str(rest);
     out.replace("()", "").split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-fn value_of(label: &Label) -> Option<&str> {
-    match label {
-        Label::Map(value, _) | Label::Text(value) => Some(value),
-        _ => None,
+fn shown(label: &Label) -> Option<&str> {
+    matches!(label, Label::Map(..) | Label::Text(_)).then(|| label.value()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::samples;
+
+    #[test]
+    fn a_kind_keeps_the_labels_of_a_title() {
+        let mut probe = samples::probe("obj.recompute", "recompute {object} ({type}) in {document}");
+        probe.labels.insert("class".to_owned(), Label::Text("type".to_owned()));
+        let mut operation = samples::operation(&Arc::new(probe), &samples::worker(7, "freecadcmd"), 0.0, 1.0);
+        assert_eq!(kind(&operation), "recompute (unknown) in");
+        operation.values = [samples::text("object", "Box"), samples::text("type", "Part::Box")].into();
+        assert_eq!(kind(&operation), "recompute (Part::Box) in");
     }
 }

@@ -104,7 +104,8 @@ impl Probe {
         self.count_when.iter().all(|condition| holds(condition, values))
     }
 
-    /// What the operation is called: the title with its places filled, `?` where a value is absent.
+    /// What the operation is called: the title with its places filled; a value that is absent is left
+    /// out, with the space before it.
     #[must_use]
     pub fn title(&self, values: &BTreeMap<String, Value>) -> String {
         let mut title = String::with_capacity(self.title.len());
@@ -115,7 +116,7 @@ impl Probe {
                 (_, Some(Value::Text(text))) => title.push_str(text),
                 (Some(label), _) => title.push_str(&label.text(values, Outcome::Ok)),
                 (None, Some(Value::Int(number))) => title.push_str(&number.to_string()),
-                (None, None) => title.push('?'),
+                (None, None) => title.truncate(title.trim_end().len()),
             }
             rest = after;
         }
@@ -154,7 +155,7 @@ impl Condition {
 
 impl Label {
     /// The value that the label is made from.
-    pub(super) fn value(&self) -> Option<&str> {
+    pub(crate) fn value(&self) -> Option<&str> {
         match self {
             Self::Constant(_) | Self::Status => None,
             Self::Map(name, _)
@@ -309,4 +310,216 @@ pub(super) fn places(title: &str) -> Vec<&str> {
         rest = after;
     }
     names
+}
+
+#[cfg(test)]
+mod tests {
+    use cadscope_common::probe::{TEXT_BYTES, WORDS};
+    use cadscope_common::record::{ProcessKey, record_kind};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::catalog::Catalog;
+
+    fn empty_record() -> record::Operation {
+        record::Operation {
+            kind: record_kind::OPERATION,
+            probe: 0,
+            process: ProcessKey::default(),
+            tid: 1,
+            depth: 0,
+            start_ns: 1,
+            end_ns: 2,
+            parent_start_ns: 0,
+            exception: 0,
+            ended_by: ended_by::RETURN,
+            signal: 0,
+            unread: 0,
+            text_len: 0,
+            words: [0; WORDS],
+            text: [0; TEXT_BYTES],
+        }
+    }
+
+    /// A record in which each named value was read: a number into its word, a text into its blocks.
+    fn record_of(
+        layout: &Layout,
+        values: &[(&str, i64)],
+        texts: &[(&str, &str)],
+    ) -> (record::Operation, Vec<u8>) {
+        let mut record = empty_record();
+        let mut text = vec![0; TEXT_BYTES];
+        for (name, place) in &layout.values {
+            match *place {
+                Place::Word { index, fetch } => match values.iter().find(|(n, _)| n == name) {
+                    Some((_, value)) => record.words[usize::from(index)] = value.cast_unsigned(),
+                    None => record.unread |= 1 << fetch,
+                },
+                Place::Text { block, fetch, .. } => match texts.iter().find(|(n, _)| n == name) {
+                    Some((_, value)) => {
+                        let at = usize::from(block) * TEXT_BLOCK;
+                        text[at..at + value.len()].copy_from_slice(value.as_bytes());
+                    }
+                    None => record.unread |= 1 << fetch,
+                },
+            }
+        }
+        (record, text)
+    }
+
+    fn labels(probe: &Probe, values: &BTreeMap<String, Value>) -> String {
+        let labels = probe.label_values(values, probe.outcome(values));
+        labels.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn a_boolean_is_labelled_by_its_kind_and_size() {
+        let catalog = Catalog::builtin().unwrap();
+        let probe = catalog.get("bool.api_build").unwrap();
+        let layout = probe.layout_for("7.6.3", "").unwrap();
+        let numbers = [("kind", 1), ("arguments", 1), ("tools", 3), ("done", 0)];
+        let (record, text) = record_of(layout, &numbers, &[("argument", "13TopoDS_TSolid")]);
+        let values = probe.decode(layout, &record, &text);
+        assert_eq!(labels(probe, &values), "operation=union solids_range=0002-0005 status=error");
+        assert_eq!(probe.title(&values), "boolean union");
+        let attributes = probe.attribute_values(&values, Outcome::Error);
+        assert_eq!(attributes[0], ("cad.argument", Value::Text("TopoDS_TSolid".into())));
+        assert_eq!(attributes[2], ("cad.solids", Value::Int(4)));
+    }
+
+    #[test]
+    fn a_recompute_counts_the_objects_and_hides_their_addresses() {
+        let catalog = Catalog::builtin().unwrap();
+        let probe = catalog.get("fc.doc_recompute").unwrap();
+        let layout = probe.layout_for("7.6.3", "0.20.2").unwrap();
+        let numbers =
+            [("objects_begin", 0x7f00_0000), ("objects_end", 0x7f00_0000 + 8 * 12), ("recomputed", 12)];
+        let texts = [("document", "Doc1"), ("newest", "N3App14FeaturePythonTIN4Part7FeatureEEE")];
+        let (record, text) = record_of(layout, &numbers, &texts);
+        let values = probe.decode(layout, &record, &text);
+        assert_eq!(labels(probe, &values), "doc_complexity=0006-0020 workbench=Part");
+        assert_eq!(probe.title(&values), "recompute document Doc1");
+        assert_eq!(values.keys().collect::<Vec<_>>(), ["document", "newest", "objects", "recomputed"]);
+        assert_eq!(values["newest"], Value::Text("Part::FeaturePython".into()));
+    }
+
+    #[test]
+    fn an_unknown_version_gets_a_layout_without_offsets_of_its_own() {
+        let catalog = Catalog::builtin().unwrap();
+        let probe = catalog.get("fc.recompute_feature").unwrap();
+        let names = |freecad| {
+            let layout = probe.layout_for("7.8.1", freecad).unwrap();
+            layout.values.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>()
+        };
+        assert_eq!(names("1.0.0"), ["class", "object", "ret"]);
+        assert_eq!(names("2.0"), ["class", "ret"]);
+        assert_eq!(names(""), ["class", "ret"]);
+        let fillet = catalog.get("feat.fillet_build").unwrap();
+        assert_eq!(fillet.layout_for("8.0.1", "").unwrap().values.len(), 2);
+        assert_ne!(
+            fillet.layout_for("8.0.1", "").unwrap().program,
+            fillet.layout_for("7.9.3", "").unwrap().program
+        );
+        assert_eq!(fillet.layout_for("9.0", "").unwrap().values.len(), 1);
+    }
+
+    #[test]
+    fn what_was_not_read_is_absent_and_named_unknown() {
+        let catalog = Catalog::builtin().unwrap();
+        let probe = catalog.get("fc.recompute_feature").unwrap();
+        let layout = probe.layout_for("7.6.3", "0.20.2").unwrap();
+        let (record, text) = record_of(layout, &[], &[]);
+        let values = probe.decode(layout, &record, &text);
+        assert!(values.is_empty());
+        assert_eq!(labels(probe, &values), "class=unknown status=ok workbench=unknown");
+        assert_eq!(probe.title(&values), "recompute unknown");
+    }
+
+    #[test]
+    fn a_call_that_did_not_return_has_no_values_of_its_end() {
+        let catalog = Catalog::builtin().unwrap();
+        let probe = catalog.get("bool.api_build").unwrap();
+        let layout = probe.layout_for("7.6.3", "").unwrap();
+        let (mut record, text) = record_of(layout, &[("kind", 4), ("done", 0)], &[]);
+        record.ended_by = ended_by::EXCEPTION;
+        let values = probe.decode(layout, &record, &text);
+        assert!(!values.contains_key("done"));
+        assert_eq!(probe.outcome(&values), Outcome::Ok);
+        assert_eq!(probe.title(&values), "boolean section");
+    }
+
+    #[test]
+    fn restored_objects_are_not_created() {
+        let catalog = Catalog::builtin().unwrap();
+        let probe = catalog.get("fc.add_object").unwrap();
+        let is_new = |n| BTreeMap::from([("is_new".to_owned(), Value::Int(n))]);
+        assert!(probe.counts(&is_new(1)));
+        assert!(!probe.counts(&is_new(0)));
+        assert!(!probe.counts(&BTreeMap::new()));
+    }
+
+    #[test]
+    fn class_names_are_demangled() {
+        for (mangled, name) in [
+            ("N4Part3BoxE", "Part::Box"),
+            ("16BRepAlgoAPI_Fuse", "BRepAlgoAPI_Fuse"),
+            ("16Standard_Failure", "Standard_Failure"),
+            ("N3App14FeaturePythonTIN4Part7FeatureEEE", "App::FeaturePythonT<Part::Feature>"),
+            ("*N12_GLOBAL__N_13FooE", "(anonymous namespace)::Foo"),
+            ("St13runtime_error", "std::runtime_error"),
+            ("N4Part3Bo", "N4Part3Bo"),
+            ("", ""),
+        ] {
+            assert_eq!(demangle_type(mangled), name);
+        }
+        assert_eq!(class_name("App::FeaturePythonT<App::DocumentObject>"), "App::FeaturePython");
+        assert_eq!(workbench("PartDesign::Pad"), "PartDesign");
+        assert_eq!(workbench("TopoDS_TSolid"), NONE);
+        assert_eq!(workbench("(anonymous namespace)::Foo"), NONE);
+    }
+
+    #[test]
+    fn extensions_are_small_and_few() {
+        for (path, wanted) in [
+            ("/a/b.STEP", "step"),
+            ("/a.b/c", NONE),
+            ("c.", NONE),
+            ("x.averyverylongone", OTHER),
+            ("x.a b", OTHER),
+            ("", NONE),
+        ] {
+            assert_eq!(extension(path), wanted, "{path}");
+        }
+    }
+
+    #[test]
+    fn versions_compare_by_number() {
+        assert_eq!(version_numbers("0.20.2+dfsg1"), Some(vec![0, 20, 2]));
+        assert_eq!(version_numbers("1.1.3rc1"), Some(vec![1, 1, 3]));
+        assert_eq!(version_numbers("dev"), None);
+        assert_eq!(version_numbers(""), None);
+        assert!(version_numbers("0.20") > version_numbers("0.9.9"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_record_breaks_decoding(
+            words in any::<[u64; WORDS]>(),
+            unread in any::<u16>(),
+            ended in 0u8..8,
+            text in prop::collection::vec(any::<u8>(), 0..=TEXT_BYTES),
+        ) {
+            let record = record::Operation { words, unread, ended_by: ended, ..empty_record() };
+            for probe in &Catalog::builtin().unwrap().probes {
+                for layout in &probe.layouts {
+                    let values = probe.decode(layout, &record, &text);
+                    let outcome = probe.outcome(&values);
+                    prop_assert!(!probe.title(&values).chars().any(char::is_control));
+                    for (_, label) in probe.label_values(&values, outcome) {
+                        prop_assert!(!label.chars().any(char::is_control));
+                    }
+                }
+            }
+        }
+    }
 }

@@ -261,6 +261,11 @@ mod tests {
         (0..room as u64 - 1).map(|n| byte_at(addr.wrapping_add(n))).take_while(|&b| b != 0).collect()
     }
 
+    /// The lower half, sign-extended.
+    fn extended(word: u64) -> u64 {
+        ((word << 32).cast_signed() >> 32).cast_unsigned()
+    }
+
     #[derive(Debug, PartialEq)]
     enum Read {
         Number(u64),
@@ -272,7 +277,7 @@ mod tests {
             Kind::U8 => word & 0xff,
             Kind::U16 => word & 0xffff,
             Kind::U32 => word & 0xffff_ffff,
-            Kind::I32 => (word as u32).cast_signed() as i64 as u64,
+            Kind::I32 => extended(word),
             _ => word,
         }
     }
@@ -343,7 +348,7 @@ mod tests {
                         texts.insert(fetch.place, text_at(p, usize::from(fetch.blocks) * TEXT_BLOCK));
                     }
                     kind::I32 => {
-                        words[usize::from(fetch.place)] = (value(4) as u32).cast_signed() as i64 as u64;
+                        words[usize::from(fetch.place)] = extended(value(4));
                     }
                     kind::U32 => words[usize::from(fetch.place)] = value(4) & 0xffff_ffff,
                     kind::U16 => words[usize::from(fetch.place)] = value(2) & 0xffff,

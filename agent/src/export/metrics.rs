@@ -21,7 +21,7 @@ use prometheus_client::metrics::histogram::{Histogram, NativeHistogramConfig};
 use prometheus_client::registry::Registry;
 
 use super::exposition::{self, Format};
-use crate::catalog::{Label, Probe};
+use crate::catalog::Probe;
 use crate::operation::{Operation, Value};
 
 /// Upper bounds of the classic duration buckets, seconds: 1 ms, below which no alert cares, to the 10 minutes after which
@@ -234,30 +234,6 @@ fn pair(name: &str, value: &str) -> model::LabelPair {
     model::LabelPair { name: name.to_owned(), value: value.to_owned() }
 }
 
-// The catalogue's part: what a probe says about an operation.
-
-fn label_values(operation: &Operation) -> Vec<(String, String)> {
-    let labels = operation.probe.label_values(&operation.values, operation.outcome);
-    labels.into_iter().map(|(name, value)| (name.to_owned(), value.into_owned())).collect()
-}
-
-fn counts(operation: &Operation) -> bool {
-    operation.probe.counts(&operation.values)
-}
-
-/// The value that a label is made from.
-fn source(label: &Label) -> Option<&str> {
-    match label {
-        Label::Constant(_) | Label::Status => None,
-        Label::Map(value, _)
-        | Label::Range(value)
-        | Label::Workbench(value)
-        | Label::Text(value)
-        | Label::Extension(value)
-        | Label::FileType(value, _) => Some(value),
-    }
-}
-
 impl Metrics {
     /// A registry with the families that always exist, at zero.
     #[must_use]
@@ -300,7 +276,7 @@ impl Metrics {
         if let Some(durations) = &resolved.durations {
             durations.observe(seconds(operation), exemplar);
         }
-        if let Some(calls) = resolved.calls.as_ref().filter(|_| counts(operation)) {
+        if let Some(calls) = resolved.calls.as_ref().filter(|_| probe.counts(&operation.values)) {
             calls.add(1.0);
         }
     }
@@ -313,7 +289,7 @@ impl Metrics {
         operation.worker.occt_version.hash(&mut hasher);
         operation.outcome.hash(&mut hasher);
         for label in operation.probe.labels.values() {
-            match source(label).and_then(|value| operation.values.get(value)) {
+            match label.value().and_then(|value| operation.values.get(value)) {
                 None => 0_u8.hash(&mut hasher),
                 Some(Value::Int(number)) => (1_u8, number).hash(&mut hasher),
                 Some(Value::Text(text)) => (2_u8, text).hash(&mut hasher),
@@ -324,7 +300,9 @@ impl Metrics {
 
     fn resolve(&self, state: &mut State, operation: &Operation) -> Resolved {
         let probe = &operation.probe;
-        let mut labels = label_values(operation);
+        let labels = probe.label_values(&operation.values, operation.outcome);
+        let mut labels: Labels =
+            labels.into_iter().map(|(name, value)| (name.to_owned(), value.into_owned())).collect();
         labels.push(("freecad_version".to_owned(), operation.worker.freecad_version.clone()));
         labels.push(("occt_version".to_owned(), operation.worker.occt_version.clone()));
         let labels = tidy(labels);

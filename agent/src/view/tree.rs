@@ -9,9 +9,10 @@ use std::fmt::Write;
 use cadscope_common::record::ProcessKey;
 use nix::sys::signal::Signal;
 
+use super::bar::{self, Canvas};
 use super::forest::{self, Node, Row, duration_ns};
 use super::text::{clean, duration, duration_cell, fit, left, right, width};
-use super::{Exit, TraceReport, WorkerReport, kind, title};
+use super::{Exit, TraceReport, WorkerReport, fill, kind, title, totals};
 use crate::operation::{Operation, Outcome, Worker};
 
 /// How to draw.
@@ -261,7 +262,11 @@ impl Page {
         let time = self.time(ns);
         let _ = write!(self.out, " {time}  ");
         let folded = matches!(row, Row::Folded(_));
-        let bar = self.draw(operation.start_ns, end_ns, folded);
+        let bar = bar::draw(
+            (operation.start_ns.saturating_sub(self.from_ns), end_ns.saturating_sub(self.from_ns)),
+            self.whole_ns,
+            &Canvas { columns: self.bar, ascii: self.options.ascii, folded },
+        );
         let style = if operation.outcome == Outcome::Ok { Style::Bar } else { Style::of(operation.outcome) };
         self.paint(style, &bar);
         self.out.push(' ');
@@ -325,7 +330,7 @@ impl Page {
         let name = match kinds.as_slice() {
             [one] => one.clone(),
             // Of several kinds, what their titles have in common.
-            _ => nodes.first().map(|node| common(&node.operation.probe.title)).unwrap_or_default(),
+            _ => nodes.first().map(|node| fill(&node.operation.probe.title, |_| None)).unwrap_or_default(),
         };
         let text = format!(
             "{} {} {} {} (total {})",
@@ -339,67 +344,13 @@ impl Page {
         (text, inside, total, end)
     }
 
-    /// The bar of a time span.
-    fn draw(&self, start_ns: u64, end_ns: u64, folded: bool) -> String {
-        let eighths = self.bar.saturating_mul(8);
-        let at = |ns: u64| -> usize {
-            let part =
-                u128::from(ns.saturating_sub(self.from_ns)) * eighths as u128 / u128::from(self.whole_ns);
-            usize::try_from(part).unwrap_or(eighths).min(eighths)
-        };
-        let from = at(start_ns).min(eighths.saturating_sub(1));
-        let to = at(end_ns).clamp(from + 1, eighths.max(from + 1));
-        let cell = |cell: usize| -> char {
-            let (first, last) = (from.max(cell * 8), to.min(cell * 8 + 8));
-            if first >= last {
-                return ' ';
-            }
-            let filled = last - first;
-            if self.options.ascii {
-                return if folded {
-                    ':'
-                } else if filled > 4 {
-                    '='
-                } else {
-                    '-'
-                };
-            }
-            if folded {
-                return '░';
-            }
-            // Blocks fill from the left; of those that fill from the right there are two.
-            match (first > cell * 8 && last == cell * 8 + 8, filled) {
-                (true, 7..) => '█',
-                (true, 3..7) => '▐',
-                (true, _) => '▕',
-                (false, 8..) => '█',
-                (false, 7) => '▉',
-                (false, 6) => '▊',
-                (false, 5) => '▋',
-                (false, 4) => '▌',
-                (false, 3) => '▍',
-                (false, 2) => '▎',
-                (false, _) => '▏',
-            }
-        };
-        (0..self.bar).map(cell).collect()
-    }
-
     fn totals(&mut self, workers: &[(WorkerReport, Vec<Node<'_>>)]) {
-        let mut totals: BTreeMap<String, Total> = BTreeMap::new();
-        let mut waiting: Vec<&Node<'_>> = workers.iter().flat_map(|(_, roots)| roots).collect();
-        while let Some(node) = waiting.pop() {
-            let total = totals.entry(clean(&kind(node.operation), self.options.ascii)).or_default();
-            total.durations.push(duration_ns(node.operation));
-            total.failed += usize::from(node.operation.outcome != Outcome::Ok);
-            total.self_ns = total.self_ns.saturating_add(node.self_ns());
-            waiting.extend(&node.children);
-        }
+        let totals = totals::by_kind(workers.iter().flat_map(|(_, roots)| roots));
         if totals.is_empty() {
             return;
         }
-        let mut totals: Vec<_> = totals.into_iter().map(|(name, total)| (name, total.sorted())).collect();
-        totals.sort_by(|(a, x), (b, y)| y.sum().cmp(&x.sum()).then_with(|| a.cmp(b)));
+        let totals: Vec<_> =
+            totals.into_iter().map(|(name, total)| (clean(&name, self.options.ascii), total)).collect();
         let shown = if self.options.full { totals.len() } else { KINDS };
         let longest = totals.iter().take(shown).map(|(name, _)| width(name)).max().unwrap_or_default();
         let name_width =
@@ -416,7 +367,7 @@ impl Page {
         self.out.push('\n');
         for (name, total) in totals.iter().take(shown) {
             let name = left(name, name_width, self.options.ascii);
-            let _ = write!(self.out, "{name}{:>8}", total.durations.len());
+            let _ = write!(self.out, "{name}{:>8}", total.count());
             let failed = right(
                 &if total.failed == 0 { self.glyph("·", "-").to_owned() } else { total.failed.to_string() },
                 8,
@@ -467,48 +418,6 @@ impl Page {
 
 /// Kinds of operations in the table.
 const KINDS: usize = 40;
-
-#[derive(Default)]
-struct Total {
-    durations: Vec<u64>,
-    failed: usize,
-    self_ns: u64,
-}
-
-impl Total {
-    fn sorted(mut self) -> Self {
-        self.durations.sort_unstable();
-        self
-    }
-
-    fn sum(&self) -> u64 {
-        self.durations.iter().copied().fold(0, u64::saturating_add)
-    }
-
-    /// The lower of the two in the middle.
-    fn median(&self) -> u64 {
-        self.durations.get(self.durations.len().saturating_sub(1) / 2).copied().unwrap_or_default()
-    }
-
-    fn max(&self) -> u64 {
-        self.durations.last().copied().unwrap_or_default()
-    }
-}
-
-/// A title's fixed words.
-fn common(title: &str) -> String {
-    let mut out = String::new();
-    let mut inside = false;
-    for character in title.chars() {
-        match character {
-            '{' => inside = true,
-            '}' => inside = false,
-            other if !inside => out.push(other),
-            _ => {}
-        }
-    }
-    out.replace("()", "").split_whitespace().collect::<Vec<_>>().join(" ")
-}
 
 fn signal_name(signal: u8) -> String {
     Signal::try_from(i32::from(signal))

@@ -2,6 +2,7 @@ use proptest::prelude::*;
 use prost::Message;
 
 use super::*;
+use crate::catalog::Label;
 use crate::operation::Outcome;
 use crate::samples;
 
