@@ -42,15 +42,12 @@ pub fn open_mapped(proc: &Path, mapping: &Mapping) -> Result<File, OpenError> {
         return regular(file);
     }
     let root = File::open(process.join("root")).map_err(|_| OpenError::Gone)?;
-    let how = OpenHow::new()
-        .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY)
-        .mode(Mode::empty())
-        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    let file = openat2(&root, Path::new(mapping.path.trim_start_matches('/')), how).map_err(|error| match error {
+    let path = Path::new(mapping.path.trim_start_matches('/'));
+    let file = open_below(&root, path).map_err(|error| match error {
         nix::Error::ENOENT | nix::Error::ESRCH => OpenError::Gone,
         error => OpenError::Refused(error.to_string()),
     })?;
-    let file = regular(File::from(file))?;
+    let file = regular(file)?;
     let metadata = file.metadata().map_err(|error| OpenError::Refused(error.to_string()))?;
     if metadata.ino() != mapping.file.inode {
         return Err(OpenError::Replaced);
@@ -81,6 +78,7 @@ pub fn mappings_of(proc: &Path, pid: u32) -> Vec<Mapping> {
                 },
                 start: map.address.0,
                 end: map.address.1,
+                offset: map.offset,
                 path: path.strip_suffix(" (deleted)").unwrap_or(&path).to_owned(),
             })
         })
@@ -101,6 +99,32 @@ pub fn key_of(proc: &Path, pid: u32) -> Option<ProcessKey> {
     let per_second = procfs::ticks_per_second().max(1);
     let start_boottime_ns = start.saturating_mul(1_000_000_000 / per_second);
     Some(ProcessKey { pid, padding: 0, start_boottime_ns })
+}
+
+/// The parent of a process; `None` if it is gone or has none.
+#[must_use]
+pub fn parent_of(proc: &Path, pid: u32) -> Option<u32> {
+    let parent = process(proc, pid)?.stat().ok()?.ppid;
+    u32::try_from(parent).ok().filter(|parent| *parent > 0)
+}
+
+/// At most `limit` bytes of a regular file below the root of a process, resolved without leaving that root.
+#[must_use]
+pub fn read_below_root(proc: &Path, pid: u32, path: &Path, limit: u64) -> Option<Vec<u8>> {
+    use std::io::Read;
+    let root = File::open(proc.join(pid.to_string()).join("root")).ok()?;
+    let file = regular(open_below(&root, path).ok()?).ok()?;
+    let mut bytes = Vec::new();
+    file.take(limit).read_to_end(&mut bytes).ok()?;
+    Some(bytes)
+}
+
+fn open_below(root: &File, path: &Path) -> nix::Result<File> {
+    let how = OpenHow::new()
+        .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY)
+        .mode(Mode::empty())
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    openat2(root, path, how).map(File::from)
 }
 
 /// Whether a process is there.

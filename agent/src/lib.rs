@@ -12,11 +12,22 @@ pub mod identify;
 pub mod operation;
 pub mod resolve;
 
+pub mod plan;
+
 pub mod discover;
 pub mod kernel;
+pub mod attach;
+pub mod receive;
+pub mod observe;
 
 pub mod export;
 pub mod view;
+
+pub mod group;
+pub mod preflight;
+pub mod coverage;
+pub mod agent;
+pub mod trace;
 
 #[cfg(test)]
 mod samples;

@@ -75,14 +75,14 @@ fn kind(operation: &Operation) -> String {
         // A label of another name may be made from the value: `class = { class = "type" }`.
         let made = probe.labels.iter().find(|(label, made)| *label == name || value_of(made) == Some(name));
         let made = made.filter(|(_, made)| !matches!(made, Label::Range(_) | Label::Extension(_)))?.0;
-        labels.iter().find(|(label, _)| label == made).map(|(_, value)| value.as_str())
+        labels.iter().find(|(label, _)| label == made).map(|(_, value)| value.clone().into_owned())
     };
     let mut out = String::new();
     let mut rest = probe.title.as_str();
     while let Some((before, after)) = rest.split_once('{') {
         let Some((name, after)) = after.split_once('}') else { break };
         out.push_str(before);
-        out.push_str(label(name).unwrap_or_default());
+        out.push_str(&label(name).unwrap_or_default());
         rest = after;
     }
     out.push_str(rest);

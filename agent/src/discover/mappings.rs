@@ -43,6 +43,8 @@ pub struct Mapping {
     pub start: u64,
     /// Address after the last.
     pub end: u64,
+    /// Where in the file it begins, in bytes.
+    pub offset: u64,
     /// Path as the process sees it; not to be trusted.
     pub path: String,
 }
@@ -128,6 +130,7 @@ impl Mappings {
                             file: FileId { major, minor, inode },
                             start: mapped.addr,
                             end: mapped.addr.saturating_add(mapped.len),
+                            offset: mapped.pgoff,
                             path: String::from_utf8_lossy(&mapped.filename).trim_end_matches('\0').to_owned(),
                         }));
                     }

@@ -279,6 +279,18 @@ impl<'a> ElfFile<'a> {
         segment.offset.checked_add(vaddr - segment.vaddr).map(FileOffset)
     }
 
+    /// The virtual address of a place in the file, if a code segment holds it; the start of a page that a segment shares
+    /// counts to the segment, as the loader maps it.
+    #[must_use]
+    pub fn vaddr_of(&self, offset: FileOffset) -> Option<Vaddr> {
+        const PAGE: u64 = 4096;
+        self.segments.iter().filter(|segment| segment.executable).find_map(|segment| {
+            let first = segment.offset / PAGE * PAGE;
+            let inside = offset.0 >= first && offset.0 < segment.offset.saturating_add(segment.size);
+            inside.then(|| Vaddr(segment.vaddr.wrapping_add(offset.0.wrapping_sub(segment.offset))))
+        })
+    }
+
     fn segment(&self, vaddr: u64) -> Option<&Segment> {
         self.segments.iter().find(|segment| vaddr >= segment.vaddr && vaddr - segment.vaddr < segment.size)
     }

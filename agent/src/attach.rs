@@ -1,0 +1,447 @@
+//! Turns planned files into placed probes: one set of links per file, whoever maps it, for as long as anybody does.
+//!
+//! Owns the table of files and the numbers of the probe programs. A file is looked at once; when no worker has mapped
+//! it for a while (`linger`), its probes are taken away, and they are put back from the kept plan when it returns.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cadscope_common::cookie::Cookie;
+use cadscope_common::probe::{MAX_PROBES, ProbeProgram, flags};
+
+use crate::catalog::{Catalog, Layout, Probe};
+use crate::discover::{FileId, Mapping, OpenError, mappings_of, open_mapped};
+use crate::identify;
+use crate::kernel::{AttachError, Kernel, KernelError, Link, SiteProgram};
+use crate::plan::{Plan, Versions, plan};
+use crate::resolve::{ElfFile, FileOffset, Site, Unreadable};
+
+/// Files that are remembered as uninteresting; the memory starts anew beyond.
+const MAX_PLAIN: usize = 100_000;
+
+/// Why a file could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// It could not be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// It could not be read.
+    #[error("cannot be read: {0}")]
+    Read(String),
+    /// It is not an ELF file that can be understood.
+    #[error(transparent)]
+    Elf(#[from] Unreadable),
+    /// The kernel refused.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    /// A map of the kernel side refused.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+}
+
+/// A probe in a file, as `/status` shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlacedProbe {
+    /// Its id.
+    pub id: String,
+    /// Entry and number of exits, or why it is not placed.
+    pub sites: Result<(FileOffset, usize), String>,
+    /// What is not complete about it.
+    pub note: Option<String>,
+}
+
+/// What a probe program number stands for.
+#[derive(Clone, Debug)]
+pub struct Slot {
+    /// The probe.
+    pub probe: Arc<Probe>,
+    /// Its layout.
+    pub layout: Option<usize>,
+    /// Versions of the files that use it; the first, if they differ.
+    pub versions: Versions,
+}
+
+impl Slot {
+    /// The layout itself.
+    #[must_use]
+    pub fn layout(&self) -> Option<&Layout> {
+        self.probe.layouts.get(self.layout?)
+    }
+}
+
+/// A file of interest.
+#[derive(Debug)]
+pub struct TrackedFile {
+    /// As the first worker maps it.
+    pub path: String,
+    /// Its probes.
+    pub probes: Vec<PlacedProbe>,
+    /// Versions it brings to a worker.
+    pub versions: Versions,
+    /// Whether it holds functions of the catalogue (else it is a C or C++ runtime).
+    pub has_probes: bool,
+    /// Whether FreeCAD's configuration can be read through it.
+    pub has_freecad_config: bool,
+    /// Workers that map it.
+    pub workers: HashSet<u32>,
+    sites: Vec<(SiteProgram, Vec<(FileOffset, Cookie)>)>,
+    links: Vec<Link>,
+    file: File,
+    idle_since_ns: Option<u64>,
+}
+
+impl TrackedFile {
+    /// Whether its probes are in place.
+    #[must_use]
+    pub fn is_attached(&self) -> bool {
+        !self.links.is_empty()
+    }
+}
+
+/// What became of a mapped file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// Nothing in it.
+    Plain,
+    /// It holds functions of the catalogue: who maps it is a worker.
+    Worker,
+    /// It is a runtime that matters for workers only.
+    Runtime,
+}
+
+/// The table of files and the probe programs in use.
+#[derive(Debug)]
+pub struct Attacher {
+    catalog: Arc<Catalog>,
+    linger_ns: u64,
+    plain: HashSet<FileId>,
+    files: BTreeMap<FileId, TrackedFile>,
+    slots: Vec<Slot>,
+    slot_of: HashMap<(String, Option<usize>), u16>,
+    tail_calls: HashSet<u16>,
+}
+
+impl Attacher {
+    /// An empty table.
+    #[must_use]
+    pub fn new(catalog: Arc<Catalog>, linger: Duration) -> Self {
+        Self {
+            catalog,
+            linger_ns: u64::try_from(linger.as_nanos()).unwrap_or(u64::MAX),
+            plain: HashSet::new(),
+            files: BTreeMap::new(),
+            slots: Vec::new(),
+            slot_of: HashMap::new(),
+            tail_calls: HashSet::new(),
+        }
+    }
+
+    /// What a probe program number stands for.
+    #[must_use]
+    pub fn slot(&self, index: u32) -> Option<&Slot> {
+        self.slots.get(usize::try_from(index).ok()?)
+    }
+
+    /// Every file of interest.
+    #[must_use]
+    pub const fn files(&self) -> &BTreeMap<FileId, TrackedFile> {
+        &self.files
+    }
+
+    /// Looks at the file of a mapping if it is new.
+    ///
+    /// # Errors
+    /// It could not be looked at; it will be tried again when it is mapped again, unless it is no ELF file at all.
+    pub fn look(
+        &mut self,
+        kernel: &mut Kernel,
+        proc: &Path,
+        mapping: &Mapping,
+        versions: impl FnOnce() -> Versions,
+    ) -> Result<Seen, FileError> {
+        if self.plain.contains(&mapping.file) {
+            return Ok(Seen::Plain);
+        }
+        if let Some(known) = self.files.get(&mapping.file) {
+            return Ok(if known.has_probes { Seen::Worker } else { Seen::Runtime });
+        }
+        let file = open_mapped(proc, mapping)?;
+        let bytes = map(&file)?;
+        // A first look without versions is enough to know whether the file is of interest at all.
+        let first = match plan(&bytes, &self.catalog, &Versions::default()) {
+            Ok(first) => first,
+            Err(error) => {
+                self.remember_plain(mapping.file);
+                return Err(error.into());
+            }
+        };
+        if first.is_plain() {
+            self.remember_plain(mapping.file);
+            return Ok(Seen::Plain);
+        }
+        let name = mapping.path.rsplit('/').next().unwrap_or_default();
+        let mut found = if first.probes.is_empty() { Versions::default() } else { versions() };
+        let own = identify::occt_version_from_file_name(name);
+        if let Some(occt) = &own {
+            found.occt.clone_from(occt);
+        }
+        let planned = if first.probes.is_empty() { first } else { plan(&bytes, &self.catalog, &found)? };
+        let has_probes = planned.has_probes();
+        let brings = Versions {
+            occt: own.unwrap_or_default(),
+            freecad: if planned.has_freecad_config { found.freecad.clone() } else { String::new() },
+        };
+        let tracked = self.track(kernel, file, mapping, planned, brings, &found)?;
+        self.files.insert(mapping.file, tracked);
+        Ok(if has_probes { Seen::Worker } else { Seen::Runtime })
+    }
+
+    /// Notes that a worker maps a file, and places its probes if they are not in place.
+    ///
+    /// # Errors
+    /// The kernel refused; nothing is placed then.
+    pub fn hold(&mut self, kernel: &mut Kernel, id: FileId, pid: u32) -> Result<bool, FileError> {
+        let Some(tracked) = self.files.get_mut(&id) else { return Ok(false) };
+        tracked.workers.insert(pid);
+        tracked.idle_since_ns = None;
+        if tracked.is_attached() {
+            return Ok(false);
+        }
+        for (program, sites) in &tracked.sites {
+            match kernel.attach(&tracked.file, *program, sites) {
+                Ok(link) => tracked.links.push(link),
+                Err(error) => {
+                    for link in tracked.links.drain(..) {
+                        kernel.detach(link);
+                    }
+                    return Err(error.into());
+                }
+            }
+        }
+        Ok(tracked.is_attached())
+    }
+
+    /// Notes that a process is gone or runs another program.
+    pub fn release(&mut self, pid: u32, now_ns: u64) {
+        for tracked in self.files.values_mut() {
+            if tracked.workers.remove(&pid) && tracked.workers.is_empty() {
+                tracked.idle_since_ns = Some(now_ns);
+            }
+        }
+    }
+
+    /// Notes that a child maps what its parent maps.
+    pub fn inherit(&mut self, parent: u32, child: u32) {
+        for tracked in self.files.values_mut() {
+            if tracked.workers.contains(&parent) {
+                tracked.workers.insert(child);
+            }
+        }
+    }
+
+    /// Notes which of the files a worker still maps.
+    pub fn retain(&mut self, pid: u32, mapped: &HashSet<FileId>, now_ns: u64) {
+        for (id, tracked) in &mut self.files {
+            if !mapped.contains(id) && tracked.workers.remove(&pid) && tracked.workers.is_empty() {
+                tracked.idle_since_ns = Some(now_ns);
+            }
+        }
+    }
+
+    /// Takes away the probes of files that nobody has mapped for long enough. The files are closed, too, so that a
+    /// deleted image frees its space; a file that comes back is looked at anew.
+    pub fn sweep(&mut self, kernel: &mut Kernel, now_ns: u64) {
+        let linger_ns = self.linger_ns;
+        let over: Vec<FileId> = self
+            .files
+            .iter()
+            .filter(|(_, file)| file.workers.is_empty())
+            .filter(|(_, file)| file.idle_since_ns.is_some_and(|since| now_ns.saturating_sub(since) >= linger_ns))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in over {
+            if let Some(tracked) = self.files.remove(&id) {
+                for link in tracked.links {
+                    kernel.detach(link);
+                }
+            }
+        }
+    }
+
+    /// Starts the memory of uninteresting files anew: an inode number may have been given to another file.
+    pub fn forget_plain(&mut self) {
+        self.plain.clear();
+    }
+
+    /// The versions that a worker's files bring.
+    #[must_use]
+    pub fn versions_of(&self, pid: u32) -> Versions {
+        let mut versions = Versions::default();
+        for tracked in self.files.values().filter(|tracked| tracked.workers.contains(&pid)) {
+            if versions.freecad.is_empty() {
+                versions.freecad.clone_from(&tracked.versions.freecad);
+            }
+            if versions.occt.is_empty() {
+                versions.occt.clone_from(&tracked.versions.occt);
+            }
+        }
+        versions
+    }
+
+    /// Reads FreeCAD's own configuration from a live worker; names the file that it belongs to.
+    #[must_use]
+    pub fn read_freecad(&self, proc: &Path, pid: u32) -> Option<(FileId, Versions)> {
+        let memory = File::open(proc.join(pid.to_string()).join("mem")).ok()?;
+        let maps = mappings_of(proc, pid);
+        let library = self
+            .files
+            .iter()
+            .find(|(_, tracked)| tracked.has_freecad_config && tracked.workers.contains(&pid))
+            .map(|(id, _)| *id)?;
+        // The program's own copy is the live one where there is one; it is mapped first.
+        let candidates = maps.first().into_iter().chain(maps.iter().filter(|mapping| mapping.file == library));
+        for mapping in candidates {
+            let Some(address) = config_address(proc, mapping) else { continue };
+            let read = |at: u64, to: &mut [u8]| memory.read_exact_at(to, at).is_ok();
+            let found = identify::versions_from_config(address, read);
+            if !found.freecad.is_empty() {
+                return Some((library, Versions { freecad: found.freecad, occt: found.occt }));
+            }
+        }
+        None
+    }
+
+    /// Says which FreeCAD a file is of, once it has been read from a live worker.
+    pub fn learn_freecad(&mut self, id: FileId, version: &str) {
+        if let Some(tracked) = self.files.get_mut(&id) {
+            version.clone_into(&mut tracked.versions.freecad);
+        }
+    }
+
+    fn remember_plain(&mut self, id: FileId) {
+        if self.plain.len() >= MAX_PLAIN {
+            self.plain.clear();
+        }
+        self.plain.insert(id);
+    }
+
+    fn track(
+        &mut self,
+        kernel: &mut Kernel,
+        file: File,
+        mapping: &Mapping,
+        planned: Plan,
+        brings: Versions,
+        versions: &Versions,
+    ) -> Result<TrackedFile, FileError> {
+        let mut enter = Vec::new();
+        let mut leave = Vec::new();
+        let mut probes = Vec::new();
+        let has_probes = planned.has_probes();
+        for planned in &planned.probes {
+            let placed = match &planned.sites {
+                Ok(sites) => {
+                    let slot = self.slot_for(kernel, &planned.probe, planned.layout, sites.tail_calls, versions)?;
+                    enter.push(placed_site(slot, &sites.entry));
+                    leave.extend(sites.exits.iter().map(|(site, _)| placed_site(slot, site)));
+                    Ok((sites.entry.offset, sites.exits.len()))
+                }
+                Err(reason) => Err(reason.to_string()),
+            };
+            let note = (planned.layout.is_none() && !planned.probe.layouts.is_empty()).then(|| {
+                format!(
+                    "no layout is known for FreeCAD `{}`, OCCT `{}`: duration only",
+                    versions.freecad, versions.occt
+                )
+            });
+            probes.push(PlacedProbe { id: planned.probe.id.clone(), sites: placed, note });
+        }
+        // Two probes can share an exit (a followed tail call); one hit ends both.
+        leave.sort_by_key(|(offset, cookie)| (*offset, cookie.edge_bits()));
+        leave.dedup_by_key(|(offset, _)| *offset);
+        let entry = |sites: &[Site]| sites.iter().map(|site| placed_site(0, site)).collect::<Vec<_>>();
+        // Exits first: a call that is entered is then seen to leave.
+        let mut sites = vec![
+            (SiteProgram::Leave, leave),
+            (SiteProgram::Caught, entry(&planned.caught)),
+            (SiteProgram::Jumped, entry(&planned.jumped)),
+            (SiteProgram::Enter, enter),
+        ];
+        sites.retain(|(_, sites)| !sites.is_empty());
+        Ok(TrackedFile {
+            path: mapping.path.clone(),
+            probes,
+            versions: brings,
+            has_probes,
+            has_freecad_config: planned.has_freecad_config,
+            workers: HashSet::new(),
+            sites,
+            links: Vec::new(),
+            file,
+            idle_since_ns: None,
+        })
+    }
+
+    fn slot_for(
+        &mut self,
+        kernel: &mut Kernel,
+        probe: &Arc<Probe>,
+        layout: Option<usize>,
+        tail_calls: bool,
+        versions: &Versions,
+    ) -> Result<u16, FileError> {
+        let key = (probe.id.clone(), layout);
+        let known = self.slot_of.get(&key).copied();
+        if let Some(slot) = known
+            && (!tail_calls || self.tail_calls.contains(&slot))
+        {
+            return Ok(slot);
+        }
+        let full = || KernelError::Map { map: "PROBES", reason: "too many probe programs".to_owned() };
+        let slot = match known {
+            Some(slot) => slot,
+            None => u16::try_from(self.slots.len()).map_err(|_| full())?,
+        };
+        if u32::from(slot) >= MAX_PROBES {
+            return Err(full().into());
+        }
+        let mut program =
+            layout.and_then(|index| probe.layouts.get(index)).map_or_else(ProbeProgram::default, |l| l.program);
+        if tail_calls {
+            program.flags |= flags::TAIL_CALLS;
+            self.tail_calls.insert(slot);
+        }
+        kernel.set_probe(u32::from(slot), &program)?;
+        if known.is_none() {
+            self.slots.push(Slot { probe: Arc::clone(probe), layout, versions: versions.clone() });
+            self.slot_of.insert(key, slot);
+        }
+        Ok(slot)
+    }
+}
+
+/// Where a process has FreeCAD's configuration, if the mapped file defines it.
+fn config_address(proc: &Path, mapping: &Mapping) -> Option<u64> {
+    let bytes = map(&open_mapped(proc, mapping).ok()?).ok()?;
+    let elf = ElfFile::parse(&bytes).ok()?;
+    let symbol = elf.find(identify::FREECAD_CONFIG_SYMBOL)?;
+    let bias = mapping.start.wrapping_sub(elf.vaddr_of(FileOffset(mapping.offset))?.0);
+    Some(symbol.vaddr.0.wrapping_add(bias))
+}
+
+fn placed_site(slot: u16, site: &Site) -> (FileOffset, Cookie) {
+    (site.offset, Cookie::new(slot, site.edge, site.base, site.return_register, site.distance))
+}
+
+/// Maps a file to read it.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn map(file: &File) -> Result<memmap2::Mmap, FileError> {
+    // SAFETY: the bytes are only read, and a change under us yields other bytes, not undefined values we rely on.
+    unsafe { memmap2::Mmap::map(file) }.map_err(|error| FileError::Read(error.to_string()))
+}

@@ -1,0 +1,66 @@
+//! The `cadscope` program: reads the command line, sets up the log, and runs one command.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cadscope::config::{Args, Command, Config, LogFormat};
+use cadscope::observe::ObserverOptions;
+use cadscope::{agent, coverage, preflight, trace};
+use clap::Parser;
+
+/// Exit status for a mistake in what was asked for, as clap uses it.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let config = match Config::from_args(args, |name| std::env::var_os(name)) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("cadscope: {error}");
+            return ExitCode::from(USAGE);
+        }
+    };
+    set_up_log(config.log_format);
+    match run(config) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("cadscope: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(config: Config) -> anyhow::Result<u8> {
+    let mut options = ObserverOptions {
+        catalog: Arc::new(config.catalog),
+        proc: config.proc,
+        linger: Duration::ZERO,
+        only_targets: false,
+        allow_multi: true,
+    };
+    match config.command {
+        Command::Agent(agent_config) => {
+            preflight::require(&options.proc)?;
+            options.linger = agent_config.linger;
+            agent::run(&agent_config, options).map(|()| 0)
+        }
+        Command::Trace(trace_config) => {
+            preflight::require(&options.proc)?;
+            options.linger = Duration::from_secs(3600);
+            trace::run(&trace_config, options)
+        }
+        Command::Doctor(format) => Ok(u8::from(!preflight::report(&options.proc, format)?)),
+        Command::Probes(subject, format) => coverage::run(&subject, format, &options.catalog, &options.proc),
+    }
+}
+
+fn set_up_log(format: LogFormat) {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    match format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
+}

@@ -1,0 +1,111 @@
+//! Turns the bytes of a file and the catalogue into a plan: which probes go where in it, and which cannot and why.
+//!
+//! Pure. `cadscope probes` prints it, the attacher carries it out.
+
+use std::sync::Arc;
+
+use cadscope_common::probe::base;
+
+use crate::catalog::{Catalog, Layout, Probe};
+use crate::identify;
+use crate::resolve::{ElfFile, FollowPolicy, Placement, Site, Sites, Unplaceable, Unreadable};
+
+/// The C++ runtime's entry into a handler: every frame below it has been left by the exception.
+const CATCH: &str = "__cxa_begin_catch";
+/// The names under which C libraries export their jumps.
+const JUMPS: [&str; 7] =
+    ["longjmp", "_longjmp", "siglongjmp", "__longjmp_chk", "__libc_longjmp", "__libc_siglongjmp", "__siglongjmp"];
+
+/// Versions that layouts are chosen by; `""` = not known.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Versions {
+    /// FreeCAD's.
+    pub freecad: String,
+    /// OCCT's.
+    pub occt: String,
+}
+
+/// One probe in this file.
+#[derive(Clone, Debug)]
+pub struct PlannedProbe {
+    /// The probe.
+    pub probe: Arc<Probe>,
+    /// Index of its layout in `probe.layouts`; `None` if no layout is known to hold for these versions.
+    pub layout: Option<usize>,
+    /// Its sites, or why there are none.
+    pub sites: Result<Sites, Unplaceable>,
+}
+
+impl PlannedProbe {
+    /// The layout itself.
+    #[must_use]
+    pub fn layout(&self) -> Option<&Layout> {
+        self.probe.layouts.get(self.layout?)
+    }
+}
+
+/// All of a file.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// The catalogue's functions that the file defines.
+    pub probes: Vec<PlannedProbe>,
+    /// Where a C++ exception is caught, if the file is or holds a C++ runtime.
+    pub caught: Vec<Site>,
+    /// Where longjmp is entered, if the file is or holds a C library.
+    pub jumped: Vec<Site>,
+    /// The file holds FreeCAD's configuration, and so its version.
+    pub has_freecad_config: bool,
+}
+
+impl Plan {
+    /// Whether there is any probe to place.
+    #[must_use]
+    pub fn has_probes(&self) -> bool {
+        self.probes.iter().any(|planned| planned.sites.is_ok())
+    }
+
+    /// Whether there is nothing at all of interest.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        self.probes.is_empty() && self.caught.is_empty() && self.jumped.is_empty()
+    }
+}
+
+/// Plans a file. `versions` are those of the worker that maps it.
+///
+/// # Errors
+/// The file is no ELF file of this machine, or damaged.
+pub fn plan(bytes: &[u8], catalog: &Catalog, versions: &Versions) -> Result<Plan, Unreadable> {
+    let elf = ElfFile::parse(bytes)?;
+    let mut plan = Plan {
+        has_freecad_config: elf.defines(identify::FREECAD_CONFIG_SYMBOL),
+        ..Plan::default()
+    };
+    for probe in &catalog.probes {
+        let Some(symbol) = probe.symbols.iter().find(|symbol| elf.defines(symbol)) else { continue };
+        let layout = probe.layouts.iter().position(|layout| {
+            probe.layout_for(&versions.occt, &versions.freecad).is_some_and(|chosen| std::ptr::eq(chosen, layout))
+        });
+        let reads_return = layout.and_then(|index| probe.layouts.get(index)).is_some_and(|layout| {
+            layout.program.fetches.iter().take(fetch_count(layout)).any(|fetch| fetch.base == base::RETURN)
+        });
+        let placement = if reads_return { Placement::ReturnFinal } else { Placement::Cheapest };
+        let sites = elf.place_with(symbol, FollowPolicy::default(), placement);
+        plan.probes.push(PlannedProbe { probe: Arc::clone(probe), layout, sites });
+    }
+    plan.caught = entries(&elf, &[CATCH]);
+    plan.jumped = entries(&elf, &JUMPS);
+    Ok(plan)
+}
+
+fn fetch_count(layout: &Layout) -> usize {
+    usize::try_from(layout.program.fetch_count).unwrap_or(0)
+}
+
+fn entries(elf: &ElfFile<'_>, symbols: &[&str]) -> Vec<Site> {
+    let mut sites: Vec<Site> =
+        symbols.iter().filter(|symbol| elf.defines(symbol)).filter_map(|symbol| elf.entry(symbol).ok()).collect();
+    sites.sort_by_key(|site| site.offset);
+    sites.dedup_by_key(|site| site.offset);
+    sites
+}

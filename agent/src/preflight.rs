@@ -1,0 +1,205 @@
+//! Says what this node lacks for observation, and the exact fix.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::config::ReportFormat;
+use crate::kernel::Kernel;
+
+/// Oldest kernel: attach cookies came with it.
+const OLDEST: (u32, u32) = (5, 15);
+/// First kernel with uprobe_multi links.
+const MULTI: (u32, u32) = (6, 6);
+
+const CAP_SYS_PTRACE: u32 = 19;
+const CAP_SYS_ADMIN: u32 = 21;
+const CAP_PERFMON: u32 = 38;
+const CAP_BPF: u32 = 39;
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Check {
+    /// What.
+    pub name: &'static str,
+    /// Whether it is as it must be.
+    pub ok: bool,
+    /// What was found.
+    pub found: String,
+    /// What to do, if it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fix: Option<String>,
+}
+
+/// Looks at everything that can be looked at without changing anything.
+#[must_use]
+pub fn checks(proc: &Path) -> Vec<Check> {
+    let kernel = kernel_version(proc);
+    let capabilities = capabilities(proc);
+    vec![
+        check_machine(),
+        check_kernel(kernel),
+        check_btf(),
+        check_uprobes(),
+        check_capabilities(capabilities, kernel),
+        check_proc(proc, capabilities),
+    ]
+}
+
+/// Refuses to start where the agent could not work.
+///
+/// # Errors
+/// The first thing that is missing, with its fix.
+pub fn require(proc: &Path) -> anyhow::Result<()> {
+    match checks(proc).into_iter().find(|check| !check.ok) {
+        None => Ok(()),
+        Some(check) => {
+            let fix = check.fix.unwrap_or_default();
+            anyhow::bail!("{}: {}; {fix} (`cadscope doctor` checks everything)", check.name, check.found)
+        }
+    }
+}
+
+/// Prints the report, with a trial load of the kernel side at the end; true if the agent would work.
+///
+/// # Errors
+/// The report cannot be made.
+pub fn report(proc: &Path, format: ReportFormat) -> anyhow::Result<bool> {
+    let mut checks = checks(proc);
+    if checks.iter().all(|check| check.ok) {
+        checks.push(check_load());
+    }
+    let ok = checks.iter().all(|check| check.ok);
+    match format {
+        ReportFormat::Json => {
+            println!("{}", serde_json::to_string_pretty(&serde_json::json!({ "ok": ok, "checks": checks }))?);
+        }
+        ReportFormat::Text => print!("{}", as_text(&checks, ok)),
+    }
+    Ok(ok)
+}
+
+fn as_text(checks: &[Check], ok: bool) -> String {
+    let mut out = String::new();
+    for check in checks {
+        let mark = if check.ok { "ok  " } else { "FAIL" };
+        let _ = writeln!(out, "{mark}  {:<13} {}", check.name, check.found);
+        if let Some(fix) = check.fix.as_ref().filter(|_| !check.ok) {
+            let _ = writeln!(out, "      {:<13} fix: {fix}", "");
+        }
+    }
+    let _ = writeln!(out, "{}", if ok { "the agent would work here" } else { "the agent would not work here" });
+    out
+}
+
+fn check(name: &'static str, ok: bool, found: String, fix: &str) -> Check {
+    Check { name, ok, found, fix: (!ok).then(|| fix.to_owned()) }
+}
+
+fn check_machine() -> Check {
+    let machine = std::env::consts::ARCH;
+    check("machine", machine == "x86_64", machine.to_owned(), "cadscope finds function exits in x86-64 code only")
+}
+
+fn check_kernel(version: Option<(u32, u32)>) -> Check {
+    let Some((major, minor)) = version else {
+        return check("kernel", false, "version not readable".to_owned(), "mount procfs and name it with --proc");
+    };
+    let how = if (major, minor) >= MULTI { "uprobe_multi" } else { "perf events, slower to attach" };
+    let ok = (major, minor) >= OLDEST;
+    let found = if ok { format!("Linux {major}.{minor} ({how})") } else { format!("Linux {major}.{minor}") };
+    check("kernel", ok, found, "Linux 5.15 or newer is needed (attach cookies); 6.6 or newer is recommended")
+}
+
+fn check_btf() -> Check {
+    let path = "/sys/kernel/btf/vmlinux";
+    let ok = std::fs::metadata(path).is_ok();
+    let found = if ok { path.to_owned() } else { format!("{path} is missing") };
+    check("BTF", ok, found, "use a kernel built with CONFIG_DEBUG_INFO_BTF=y (every current distribution's is), and mount sysfs")
+}
+
+fn check_uprobes() -> Check {
+    let path = "/sys/bus/event_source/devices/uprobe/type";
+    let ok = std::fs::metadata(path).is_ok();
+    let found = if ok { "supported" } else { "the kernel has none" };
+    check("uprobes", ok, found.to_owned(), "use a kernel built with CONFIG_UPROBES=y and CONFIG_UPROBE_EVENTS=y")
+}
+
+fn check_capabilities(held: u64, kernel: Option<(u32, u32)>) -> Check {
+    let has = |capability: u32| held >> capability & 1 == 1;
+    let mut needed = vec![("CAP_BPF", CAP_BPF), ("CAP_PERFMON", CAP_PERFMON)];
+    if kernel.is_some_and(|version| version < MULTI) {
+        needed.push(("CAP_SYS_ADMIN", CAP_SYS_ADMIN));
+    }
+    let missing: Vec<&str> =
+        needed.into_iter().filter(|(_, number)| !has(*number)).map(|(name, _)| name).collect();
+    let found = if missing.is_empty() { "enough".to_owned() } else { format!("{} missing", missing.join(", ")) };
+    check("capabilities", missing.is_empty(), found, "run as root (sudo), or grant these capabilities to the process")
+}
+
+fn check_proc(proc: &Path, held: u64) -> Check {
+    let ok = proc.join("1").join("maps").exists() && std::fs::read(proc.join("1").join("maps")).is_ok();
+    let found = if ok {
+        format!("{} shows other processes", proc.display())
+    } else {
+        format!("{} does not show the memory maps of process 1", proc.display())
+    };
+    let fix = if held >> CAP_SYS_PTRACE & 1 == 1 {
+        "mount the node's procfs and name it with --proc (in Kubernetes: hostPID: true)"
+    } else {
+        "grant CAP_SYS_PTRACE, or run as root"
+    };
+    check("procfs", ok, found, fix)
+}
+
+fn check_load() -> Check {
+    match Kernel::load(true, true) {
+        Ok(kernel) => check("programs", true, format!("load; probes by {}", kernel.mode().as_str()), ""),
+        Err(error) => check("programs", false, error.to_string(), "report this with the kernel's version"),
+    }
+}
+
+fn kernel_version(proc: &Path) -> Option<(u32, u32)> {
+    parse_kernel(&std::fs::read_to_string(proc.join("sys/kernel/osrelease")).ok()?)
+}
+
+fn parse_kernel(release: &str) -> Option<(u32, u32)> {
+    let mut parts = release.split(|c: char| !c.is_ascii_digit());
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+fn capabilities(proc: &Path) -> u64 {
+    let status = std::fs::read_to_string(proc.join("self/status")).unwrap_or_default();
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok())
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernel_releases_are_read() {
+        assert_eq!(parse_kernel("6.18.44-fc-v595\n"), Some((6, 18)));
+        assert_eq!(parse_kernel("5.10.0-28-amd64"), Some((5, 10)));
+        assert_eq!(parse_kernel("x"), None);
+    }
+
+    #[test]
+    fn a_kernel_without_cookies_is_refused_with_the_fix() {
+        let check = check_kernel(Some((5, 10)));
+        assert!(!check.ok);
+        assert!(check.fix.unwrap().contains("5.15"));
+    }
+
+    #[test]
+    fn an_older_kernel_needs_one_capability_more() {
+        let held = 1 << CAP_BPF | 1 << CAP_PERFMON;
+        assert!(check_capabilities(held, Some((6, 6))).ok);
+        assert_eq!(check_capabilities(held, Some((6, 1))).found, "CAP_SYS_ADMIN missing");
+    }
+}

@@ -1,0 +1,173 @@
+//! Turns records from the kernel into operations and steps in the life of workers.
+//!
+//! Pure but for the table of exceptions that were announced and not yet named by an operation, which is bounded.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use cadscope_common::record::{
+    self, Exception, Life, OPERATION_BARE_BYTES, OPERATION_HEAD_BYTES, ProcessKey, ended_by, record_kind,
+};
+
+use crate::attach::Slot;
+use crate::catalog::demangle_type;
+use crate::kernel::plain;
+use crate::operation::{Operation, Outcome, Worker};
+
+/// Threads whose last exception is remembered.
+const MAX_EXCEPTIONS: usize = 4096;
+
+/// Why a record was not understood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unreadable {
+    /// Shorter than its kind says.
+    #[error("truncated")]
+    Truncated,
+    /// Of no known kind.
+    #[error("unknown kind")]
+    UnknownKind,
+    /// Of a probe program that is not in use.
+    #[error("unknown probe")]
+    UnknownProbe,
+}
+
+/// What a record says.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// A call ended.
+    Ended(Box<record::Operation>),
+    /// An exception is announced.
+    Thrown(Exception),
+    /// A worker forked.
+    Forked {
+        /// The parent.
+        parent: ProcessKey,
+        /// The child.
+        child: ProcessKey,
+    },
+    /// A worker replaced its program.
+    Executed(ProcessKey),
+    /// A worker ended, with the status of `wait`, at this time.
+    Exited(ProcessKey, u32, u64),
+}
+
+/// Reads one record.
+///
+/// # Errors
+/// It is not one.
+pub fn read(bytes: &[u8]) -> Result<Event, Unreadable> {
+    let kind = bytes.get(..4).and_then(|kind| kind.try_into().ok()).map(u32::from_ne_bytes);
+    match kind.ok_or(Unreadable::Truncated)? {
+        record_kind::OPERATION => {
+            if bytes.len() < OPERATION_BARE_BYTES {
+                return Err(Unreadable::Truncated);
+            }
+            // Records are cut after what they hold; what is missing is zero.
+            let mut whole = [0_u8; size_of::<record::Operation>()];
+            let held = bytes.get(..bytes.len().min(whole.len())).unwrap_or_default();
+            whole.get_mut(..held.len()).ok_or(Unreadable::Truncated)?.copy_from_slice(held);
+            let mut operation: record::Operation = plain::read(&whole).ok_or(Unreadable::Truncated)?;
+            if bytes.len() < OPERATION_HEAD_BYTES {
+                operation.unread = u16::MAX;
+            }
+            Ok(Event::Ended(Box::new(operation)))
+        }
+        record_kind::EXCEPTION => plain::read(bytes).map(Event::Thrown).ok_or(Unreadable::Truncated),
+        kind @ (record_kind::FORK | record_kind::EXEC | record_kind::EXIT) => {
+            let life: Life = plain::read(bytes).ok_or(Unreadable::Truncated)?;
+            Ok(match kind {
+                record_kind::FORK => Event::Forked { parent: life.process, child: life.child },
+                record_kind::EXEC => Event::Executed(life.process),
+                _ => Event::Exited(life.process, life.status, life.at_ns),
+            })
+        }
+        _ => Err(Unreadable::UnknownKind),
+    }
+}
+
+/// The last exception of each thread, announced before the operations that it ended.
+#[derive(Debug, Default)]
+pub struct Exceptions {
+    by_thread: HashMap<u32, (u64, Option<Arc<str>>)>,
+}
+
+impl Exceptions {
+    /// Notes an exception.
+    pub fn announce(&mut self, exception: &Exception) {
+        if self.by_thread.len() >= MAX_EXCEPTIONS {
+            self.by_thread.clear();
+        }
+        let end = exception.type_name.iter().position(|byte| *byte == 0).unwrap_or(exception.type_name.len());
+        let name = exception.type_name.get(..end).filter(|name| !name.is_empty());
+        let name = name.map(|name| Arc::from(demangle_type(&String::from_utf8_lossy(name)).as_str()));
+        self.by_thread.insert(exception.tid, (exception.id, name));
+    }
+
+    fn name(&self, tid: u32, id: u64) -> Option<Arc<str>> {
+        self.by_thread.get(&tid).filter(|(known, _)| *known == id).and_then(|(_, name)| name.clone())
+    }
+}
+
+/// Makes the operation of a record.
+#[must_use]
+pub fn operation(
+    record: &record::Operation,
+    slot: &Slot,
+    worker: Arc<Worker>,
+    exceptions: &Exceptions,
+) -> Operation {
+    let text_len = usize::try_from(record.text_len).unwrap_or(0).min(record.text.len());
+    let text = record.text.get(..text_len).unwrap_or_default();
+    let values = slot.layout().map(|layout| slot.probe.decode(layout, record, text)).unwrap_or_default();
+    let (outcome, ended_by) = match record.ended_by {
+        ended_by::RETURN => (slot.probe.outcome(&values), "return"),
+        ended_by::EXCEPTION => (Outcome::Exception, "exception"),
+        ended_by::THREAD_EXIT => (Outcome::Killed, "thread_exit"),
+        ended_by::PROCESS_EXIT => (Outcome::Killed, "process_exit"),
+        ended_by::SIGNAL => (Outcome::Killed, "signal"),
+        ended_by::EXEC => (Outcome::Killed, "exec"),
+        _ => (Outcome::Error, "jump"),
+    };
+    Operation {
+        probe: Arc::clone(&slot.probe),
+        worker,
+        tid: record.tid,
+        depth: record.depth,
+        start_ns: record.start_ns,
+        end_ns: record.end_ns,
+        parent_start_ns: (record.parent_start_ns != 0).then_some(record.parent_start_ns),
+        outcome,
+        ended_by,
+        exception: (record.exception != 0).then(|| exceptions.name(record.tid, record.exception)).flatten(),
+        signal: (record.signal != 0).then_some(record.signal),
+        values,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_that_is_cut_or_of_no_kind_is_refused() {
+        assert_eq!(read(&[]), Err(Unreadable::Truncated));
+        assert_eq!(read(&1_u32.to_ne_bytes()), Err(Unreadable::Truncated));
+        assert_eq!(read(&99_u32.to_ne_bytes()), Err(Unreadable::UnknownKind));
+        assert_eq!(read(&record_kind::EXIT.to_ne_bytes()), Err(Unreadable::Truncated));
+    }
+
+    #[test]
+    fn a_record_without_values_has_none_of_them_read() {
+        let mut bytes = vec![0; OPERATION_BARE_BYTES];
+        bytes[..4].copy_from_slice(&record_kind::OPERATION.to_ne_bytes());
+        let Ok(Event::Ended(operation)) = read(&bytes) else { panic!("no operation") };
+        assert_eq!(operation.unread, u16::MAX);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..600)) {
+            let _ = read(&bytes);
+        }
+    }
+}
