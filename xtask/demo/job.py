@@ -77,6 +77,7 @@ def fill(document):
         sketch.addGeometry(Part.LineSegment(Vector(*start, 0), Vector(*end, 0)), False)
     sketch.addConstraint(Sketcher.Constraint("Coincident", 0, 2, 1, 1))
     sketch.addConstraint(Sketcher.Constraint("Coincident", 1, 2, 2, 1))
+    sketch.addConstraint(Sketcher.Constraint("Coincident", 2, 2, 0, 1))
     sketch.addConstraint(Sketcher.Constraint("Horizontal", 0))
     sketch.addConstraint(Sketcher.Constraint("Distance", 0, 32.0))
     extrusion = document.addObject("Part::Extrusion", "Extrusion")

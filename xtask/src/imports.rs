@@ -1,7 +1,7 @@
 //! Turns the source of the agent into the list of imports that point against the flow of the data.
 //!
 //! `agent/src/lib.rs` lists its modules in the order of the flow, and a module may name only those before it. Paths
-//! in comments are prose; unit tests at the end of a file may name what they like.
+//! in comments are prose; unit tests, at the end of a file or in a `tests.rs`, may name what they like.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -125,7 +125,7 @@ fn collect(directory: &Path, into: &mut Vec<PathBuf>) -> Result<()> {
         let path = entry?.path();
         if path.is_dir() {
             collect(&path, into)?;
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
+        } else if path.extension().is_some_and(|extension| extension == "rs") && !path.ends_with("tests.rs") {
             into.push(path);
         }
     }
@@ -176,6 +176,7 @@ mod tests {
         fs::create_dir(folder.path().join("first")).unwrap();
         fs::write(folder.path().join("lib.rs"), "pub mod first;\npub mod second;\n").unwrap();
         fs::write(folder.path().join("first/inner.rs"), "use crate::second::X;\n").unwrap();
+        fs::write(folder.path().join("first/tests.rs"), "use crate::second::Y;\n").unwrap();
         fs::write(folder.path().join("second.rs"), "use crate::first::X;\n").unwrap();
         let error = check(folder.path()).unwrap_err().to_string();
         assert!(error.contains("first/inner.rs: second"), "{error}");

@@ -11,13 +11,13 @@ use crate::places::repository;
 use crate::setup::{self, Purpose, is_root};
 use crate::shell::{cargo, headline, minutes, run, run_watched};
 
-/// What a root test may do on a machine that cannot run it.
+/// How much is tested, and how strictly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Skips {
-    /// Say what is missing, and pass.
-    Allowed,
-    /// Fail: continuous integration must have what is needed.
-    Fail,
+pub(crate) struct Rules {
+    /// Also what takes long: tests marked `#[ignore]`, and the long form of others (`CADSCOPE_FULL=1`).
+    pub(crate) full: bool,
+    /// The lock files are as they have to be; one that cargo would have to change is a failure.
+    pub(crate) locked: bool,
 }
 
 /// Name, duration and test counts of the stages so far.
@@ -35,29 +35,32 @@ struct Counts {
 }
 
 /// Runs all stages.
-pub(crate) fn test(full: bool, skips: Skips) -> Result<()> {
+pub(crate) fn test(rules: Rules) -> Result<()> {
     if !is_root() {
         bail!("tests attach probes and install what is missing: run this as root");
     }
     let mut stages = Stages::default();
-    let verdict = all(&mut stages, full, skips);
+    let verdict = all(&mut stages, rules);
     stages.print();
     verdict
 }
 
-fn all(stages: &mut Stages, full: bool, skips: Skips) -> Result<()> {
+fn all(stages: &mut Stages, rules: Rules) -> Result<()> {
     let root = repository()?;
     stages.run("setup", || setup::install(Purpose::Test))?;
     stages.run("format", || format(&root))?;
     stages.run("imports", || imports::check(&root.join("agent/src")))?;
     stages.run("licences", || licences(&root))?;
+    if rules.locked {
+        stages.run("lock files", || locked(&root))?;
+    }
     stages.run("lints", || {
         run(cargo()?.args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
     })?;
     stages.count("unit tests", |counts| {
         let mut cargo = cargo()?;
         cargo.args(["test", "--workspace", "--exclude", "cadscope-tests", "--"]);
-        run_watched(cargo.args(full.then_some("--include-ignored")), |line| counts.add(line))
+        run_watched(cargo.args(rules.full.then_some("--include-ignored")), |line| counts.add(line))
     })?;
     let mut binary = None;
     stages.run("release build", || {
@@ -67,10 +70,10 @@ fn all(stages: &mut Stages, full: bool, skips: Skips) -> Result<()> {
     stages.count("root tests", |counts| {
         let mut cargo = cargo()?;
         cargo.args(["test", "--package", "cadscope-tests", "--", "--test-threads=1"]);
-        cargo.args(full.then_some("--include-ignored"));
-        cargo.env("CADSCOPE_BINARY", binary.context("not built")?);
-        if skips == Skips::Fail {
-            cargo.env("CADSCOPE_CI", "1");
+        cargo.args(rules.full.then_some("--include-ignored"));
+        cargo.env("CADSCOPE_BIN", binary.context("not built")?);
+        if rules.full {
+            cargo.env("CADSCOPE_FULL", "1");
         }
         run_watched(&mut cargo, |line| counts.add(line))
     })
@@ -80,6 +83,13 @@ fn format(root: &Path) -> Result<()> {
     run(cargo()?.args(["fmt", "--all", "--check"]))?;
     // Not a member of the workspace: it is compiled for another machine, the kernel.
     run(cargo()?.args(["fmt", "--check", "--manifest-path"]).arg(root.join("ebpf/Cargo.toml")))
+}
+
+fn locked(root: &Path) -> Result<()> {
+    for manifest in ["Cargo.toml", "ebpf/Cargo.toml"] {
+        run(cargo()?.args(["fetch", "--locked", "--manifest-path"]).arg(root.join(manifest)))?;
+    }
+    Ok(())
 }
 
 /// Not advisories: their database is fetched from the network, and a test must not fail for what happened there.
