@@ -40,7 +40,8 @@ pub fn require_root() -> Result<Node> {
 
 fn has_capability(number: u32) -> Result<bool> {
     let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|l| l.strip_prefix("CapEff:")).context("no CapEff in /proc/self/status")?;
+    let line =
+        status.lines().find_map(|l| l.strip_prefix("CapEff:")).context("no CapEff in /proc/self/status")?;
     Ok(u64::from_str_radix(line.trim(), 16)? >> number & 1 == 1)
 }
 
@@ -54,11 +55,12 @@ pub fn cadscope() -> Result<PathBuf> {
         ensure!(path.is_file(), "CADSCOPE_BIN={} is no file", path.display());
         return Ok(path);
     }
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("tests/ has no parent")?;
-    let target =
-        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace.join("target"), |dir| workspace.join(dir));
-    let path = target.join("release/cadscope");
-    ensure!(path.is_file(), "{} is not there: run `cargo xtask build --release`, or set CADSCOPE_BIN", path.display());
+    let path = target()?.join("release/cadscope");
+    ensure!(
+        path.is_file(),
+        "{} is not there: run `cargo xtask build --release`, or set CADSCOPE_BIN",
+        path.display()
+    );
     Ok(path)
 }
 
@@ -104,8 +106,13 @@ pub fn scratch() -> Result<tempfile::TempDir> {
 /// # Errors
 /// The file system refuses.
 pub fn cache() -> Result<PathBuf> {
-    let folder = std::env::var_os("CARGO_TARGET_TMPDIR")
-        .map_or_else(|| std::env::temp_dir().join("cadscope-tests"), PathBuf::from);
+    let folder = target()?.join("tmp");
     create_dir_all(&folder)?;
     Ok(folder)
+}
+
+/// Cargo's target directory: the running test lies in `<target>/<profile>/deps/`.
+fn target() -> Result<PathBuf> {
+    let test = std::env::current_exe()?;
+    test.ancestors().nth(3).map(Path::to_owned).with_context(|| format!("{} is not cargo's", test.display()))
 }

@@ -53,9 +53,8 @@ pub fn run(command: &mut Command, limit: Duration) -> Result<Ended> {
     let (out, err) = (folder.path().join("stdout"), folder.path().join("stderr"));
     command.stdin(Stdio::null()).stdout(File::create(&out)?).stderr(File::create(&err)?);
     let mut child = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
-    let status = wait(&mut child, limit).with_context(|| {
-        format!("{command:?}\n--- stdout\n{}\n--- stderr\n{}", text(&out), text(&err))
-    })?;
+    let status = wait(&mut child, limit)
+        .with_context(|| format!("{command:?}\n--- stdout\n{}\n--- stderr\n{}", text(&out), text(&err)))?;
     Ok(Ended { code: shell_code(status), stdout: text(&out), stderr: text(&err) })
 }
 
