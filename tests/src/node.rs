@@ -17,6 +17,15 @@ pub struct Node {
 /// # Errors
 /// Says what is missing and how to get it.
 pub fn require_root() -> Result<Node> {
+    cadscope()?;
+    require_root_only()
+}
+
+/// The same for a test of the harness itself, which needs no cadscope.
+///
+/// # Errors
+/// Says what is missing and how to get it.
+pub fn require_root_only() -> Result<Node> {
     ensure!(
         nix::unistd::geteuid().is_root(),
         "this test loads BPF programs and needs root: run it as `sudo -E cargo test -p cadscope-tests`"
@@ -29,7 +38,6 @@ pub fn require_root() -> Result<Node> {
              privileged container or on the host"
         );
     }
-    cadscope()?;
     let path = std::env::temp_dir().join("cadscope-tests.lock");
     let lock = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
     // SAFETY: flock takes a descriptor that `lock` keeps open, and no memory.

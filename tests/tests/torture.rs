@@ -36,8 +36,11 @@ fn rules(scenario: &str) -> Rules<'static> {
     Rules { skippable: &SKIPPABLE, max_depth: MAX_DEPTH, losses }
 }
 
+/// A call's own duration and the reported one, nanoseconds.
+type Durations = Vec<(i64, i64)>;
+
 /// Runs one scenario alone and under `trace`; the differences, in words, and the durations: own and reported.
-fn check(worker: &Worker, scenario: &str) -> Result<(Vec<String>, Vec<(i64, i64)>)> {
+fn check(worker: &Worker, scenario: &str) -> Result<(Vec<String>, Durations)> {
     let (alone, _) = worker.run(&[scenario])?;
     let folder = cadscope_tests::node::scratch()?;
     let record = folder.path().join("record");
@@ -188,7 +191,7 @@ fn a_thousand_runs_print_the_same_and_every_call_of_theirs_is_counted() -> Resul
     std::thread::sleep(Duration::from_secs(1));
     let before = agent.metrics()?.by(family, "status");
 
-    let mut expected: BTreeMap<String, f64> = before.clone();
+    let mut expected: BTreeMap<String, f64> = before;
     for run in 0..runs {
         let (watched, calls) = worker.run(&MIX)?;
         ensure!(
