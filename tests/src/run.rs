@@ -7,6 +7,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 /// How a program ended and what it printed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +43,34 @@ pub fn wait(child: &mut Child, limit: Duration) -> Result<ExitStatus> {
             bail!("did not end within {limit:?}");
         }
         std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// A child that does not outlive the test, however the test ends.
+#[derive(Debug)]
+pub struct Running(pub Child);
+
+impl Running {
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// Asks it to end and waits.
+    ///
+    /// # Errors
+    /// It is gone already or does not end.
+    pub fn interrupt(&mut self) -> Result<ExitStatus> {
+        kill(Pid::from_raw(i32::try_from(self.0.id())?), Signal::SIGINT)?;
+        wait(&mut self.0, Duration::from_secs(60))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
     }
 }
 

@@ -3,7 +3,7 @@
 #![allow(clippy::indexing_slicing, reason = "two workers are started: out of bounds is a failed test")]
 
 use std::fs::File;
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -11,25 +11,25 @@ use cadscope_tests::agent::Agent;
 use cadscope_tests::freecad::Job;
 use cadscope_tests::node::{full, require_root};
 use cadscope_tests::residue::{altered_text, bpf_ids, named_uprobes};
-use cadscope_tests::run;
+use cadscope_tests::run::{self, Running};
 use nix::sys::signal::Signal;
 
 struct Endless {
     job: Job,
-    child: Child,
+    child: Running,
 }
 
 impl Endless {
     fn start() -> Result<Self> {
         let job = Job::new("endless.py")?.with("JOB_SECONDS", "3600");
         let out = File::create(job.folder().join("stdout"))?;
-        let child = job.prepared().stdin(Stdio::null()).stdout(out).stderr(Stdio::null()).spawn()?;
+        let child = Running(job.prepared().stdin(Stdio::null()).stdout(out).stderr(Stdio::null()).spawn()?);
         Ok(Self { job, child })
     }
 
     fn end(mut self) -> Result<()> {
         self.job.stop()?;
-        let status = run::wait(&mut self.child, Duration::from_secs(60))?;
+        let status = run::wait(&mut self.child.0, Duration::from_secs(60))?;
         let said = run::text(&self.job.folder().join("stdout"));
         ensure!(status.success() && said.contains("job done"), "the job ended with {status}: {said}");
         Ok(())
@@ -44,7 +44,7 @@ fn an_agent_killed_many_times_harms_no_job_and_leaves_nothing_behind() -> Result
     let expected = short.run(Duration::from_secs(30))?.stdout;
     let endless = [Endless::start()?, Endless::start()?];
     std::thread::sleep(Duration::from_secs(1));
-    let clean = altered_text(endless[0].child.id())?;
+    let clean = altered_text(endless[0].child.pid())?;
     ensure!(
         clean.is_empty(),
         "someone else has probes in this worker, so ours cannot be told apart: {clean:?}"
@@ -59,7 +59,7 @@ fn an_agent_killed_many_times_harms_no_job_and_leaves_nothing_behind() -> Result
         let mut running =
             short.prepared().stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
         std::thread::sleep(life);
-        let attached = endless.iter().map(|e| altered_text(e.child.id())).collect::<Result<Vec<_>>>()?;
+        let attached = endless.iter().map(|e| altered_text(e.child.pid())).collect::<Result<Vec<_>>>()?;
         probed += usize::from(attached.iter().all(|a| !a.is_empty()));
         let code = agent.end(Signal::SIGKILL)?;
         ensure!(code == 128 + 9, "round {round}: the agent had already ended with {code}:\n{}", agent.log());
@@ -74,11 +74,11 @@ fn an_agent_killed_many_times_harms_no_job_and_leaves_nothing_behind() -> Result
             };
             let clean = left("prog", &programs)?.is_empty()
                 && left("link", &links)?.is_empty()
-                && endless.iter().all(|e| altered_text(e.child.id()).is_ok_and(|a| a.is_empty()));
+                && endless.iter().all(|e| altered_text(e.child.pid()).is_ok_and(|a| a.is_empty()));
             clean.then_some(())
         });
         gone.with_context(|| {
-            let text = altered_text(endless[0].child.id());
+            let text = altered_text(endless[0].child.pid());
             format!(
                 "round {round}, after {life:?}: programs {:?}, links {:?}, text {text:?}",
                 bpf_ids("prog"),
@@ -106,11 +106,11 @@ fn an_agent_that_is_told_to_end_leaves_nothing_behind() -> Result<()> {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let mut agent = Agent::start::<&str>(&[])?;
         run::until("the worker is probed", Duration::from_secs(20), || {
-            altered_text(endless.child.id()).ok().filter(|a| !a.is_empty())
+            altered_text(endless.child.pid()).ok().filter(|a| !a.is_empty())
         })?;
         let code = agent.end(signal)?;
         ensure!(code == 0, "{signal}: exit {code}\n{}", agent.log());
-        let left = altered_text(endless.child.id())?;
+        let left = altered_text(endless.child.pid())?;
         ensure!(left.is_empty(), "{signal}: {left:?}");
         run::until("its programs are gone", Duration::from_secs(10), || {
             bpf_ids("prog").ok().filter(|now| now.is_subset(&programs))

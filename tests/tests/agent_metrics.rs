@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -11,6 +12,7 @@ use cadscope_tests::agent::Agent;
 use cadscope_tests::freecad::{Job, VERSIONS};
 use cadscope_tests::metrics::Metrics;
 use cadscope_tests::node::{require_root, scratch};
+use cadscope_tests::run::{self, Running};
 use cadscope_tests::worker;
 use nix::sys::signal::Signal;
 
@@ -108,14 +110,14 @@ fn health_and_status_answer() -> Result<()> {
         ensure!(status == 200, "{path} answers {status}: {body}");
     }
     let job = Job::new("endless.py")?.with("JOB_SECONDS", "60");
-    let mut child =
-        job.prepared().stdout(std::process::Stdio::null()).stdin(std::process::Stdio::null()).spawn()?;
-    let pid = child.id().to_string();
-    let seen = cadscope_tests::run::until("/status names the worker", Duration::from_secs(20), || {
+    let mut command = job.prepared();
+    let mut child = Running(command.stdout(Stdio::null()).stdin(Stdio::null()).spawn()?);
+    let pid = child.pid().to_string();
+    let seen = run::until("/status names the worker", Duration::from_secs(20), || {
         agent.get("/status").ok().filter(|(_, body)| body.contains(&pid))
     });
     job.stop()?;
-    child.wait()?;
+    run::wait(&mut child.0, Duration::from_secs(60))?;
     let (_, body) = seen?;
     let status: serde_json::Value = serde_json::from_str(&body).with_context(|| body.clone())?;
     for key in ["workers", "files", "losses"] {

@@ -10,6 +10,7 @@ use cadscope_tests::agent::Agent;
 use cadscope_tests::freecad::{Job, copy};
 use cadscope_tests::node::{require_root, scratch};
 use cadscope_tests::residue;
+use cadscope_tests::run::{self, Running};
 
 const BOOLEANS: &str = "occt_boolean_duration_seconds_count";
 
@@ -29,13 +30,13 @@ fn check_copy(program: &Path, libraries: &Path) -> Result<()> {
     let path = libraries.to_str().context("path")?;
     let job =
         Job::with_program("endless.py", program)?.with("LD_LIBRARY_PATH", path).with("JOB_SECONDS", "20");
-    let mut child = job.prepared().stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
-    let mapped = cadscope_tests::run::until("libTKBO is mapped", Duration::from_secs(15), || {
-        let mappings = residue::text_mappings(child.id()).ok()?;
+    let mut child = Running(job.prepared().stdin(Stdio::null()).stdout(Stdio::null()).spawn()?);
+    let mapped = run::until("libTKBO is mapped", Duration::from_secs(15), || {
+        let mappings = residue::text_mappings(child.pid()).ok()?;
         mappings.into_iter().map(|m| m.3).find(|p| p.to_string_lossy().contains("libTKBO"))
     });
     job.stop()?;
-    child.wait()?;
+    run::wait(&mut child.0, Duration::from_secs(60))?;
     let mapped = mapped?;
     ensure!(mapped.starts_with(libraries), "the copy of FreeCAD runs with {}", mapped.display());
     Ok(())
@@ -112,7 +113,7 @@ fn a_library_replaced_on_disk_is_observed_as_the_new_file() -> Result<()> {
 fn a_worker_that_was_there_before_the_agent_is_observed() -> Result<()> {
     let _node = require_root()?;
     let job = Job::new("endless.py")?.with("JOB_SECONDS", "60");
-    let mut child = job.prepared().stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
+    let mut child = Running(job.prepared().stdin(Stdio::null()).stdout(Stdio::null()).spawn()?);
     std::thread::sleep(Duration::from_secs(2));
     let result = (|| {
         let agent = Agent::start::<&str>(&[])?;
@@ -123,7 +124,7 @@ fn a_worker_that_was_there_before_the_agent_is_observed() -> Result<()> {
         Ok(())
     })();
     job.stop()?;
-    child.wait()?;
+    run::wait(&mut child.0, Duration::from_secs(60))?;
     result
 }
 
@@ -138,7 +139,7 @@ fn probes_of_a_file_that_nobody_maps_any_more_are_taken_away() -> Result<()> {
     let name = libraries.join("libTKBO.so.7.6.3").display().to_string();
     drop(folder);
     // A file may be kept for the next job of the same image, but not once it is gone from the disk for long.
-    cadscope_tests::run::until("the deleted file leaves /status", Duration::from_secs(180), || {
+    run::until("the deleted file leaves /status", Duration::from_secs(180), || {
         agent.get("/status").ok().filter(|(_, body)| !body.contains(&name)).map(|_| ())
     })
 }

@@ -8,12 +8,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use cadscope_tests::compare::{Rules, compare};
 use cadscope_tests::freecad::{Job, copy};
+use cadscope_tests::independent::Count;
 use cadscope_tests::record::Call;
 use cadscope_tests::residue::{altered_text, bpf_ids, text_mappings};
+use cadscope_tests::run::{self, Running};
 use cadscope_tests::trace::{Operation, Trace};
-use cadscope_tests::{node, run, worker};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use cadscope_tests::{node, worker};
 
 const RULES: Rules<'static> = Rules { skippable: &["torture.tail_table"], max_depth: 64, losses: &[] };
 
@@ -37,7 +37,7 @@ fn perfect(calls: &[Call]) -> Trace {
             ended_by: call.how.clone(),
             exception: call.exception.clone(),
             signal: call.signal,
-            values: [("n", call.n), ("result", call.result)]
+            values: [("n", call.n.or(Some(0))), ("result", call.result)]
                 .into_iter()
                 .filter_map(|(name, value)| Some((name.to_owned(), value?.into())))
                 .collect(),
@@ -106,9 +106,9 @@ fn a_false_account_is_not_accepted() -> Result<()> {
         ("late", |t| t.operations.iter_mut().for_each(|o| o.end_ns += 50_000_000)),
         ("early", |t| t.operations.iter_mut().for_each(|o| o.start_ns -= 50_000_000)),
         ("value", |t| {
-            t.operations.iter_mut().for_each(|o| o.values.values_mut().for_each(|v| *v = 77.into()))
+            t.operations.iter_mut().flat_map(|o| o.values.values_mut()).for_each(|v| *v = 77.into());
         }),
-        ("loss", |t| drop(t.losses.insert("lost_operation".to_owned(), 1))),
+        ("loss", |t| t.losses.extend([("lost_operation".to_owned(), 1)])),
     ];
     for (name, lie) in lies {
         let mut trace = perfect(&calls);
@@ -122,35 +122,29 @@ fn a_false_account_is_not_accepted() -> Result<()> {
 fn a_probe_in_the_text_of_a_worker_is_seen_and_so_are_its_programs() -> Result<()> {
     let _node = node::require_root_only()?;
     let job = Job::new("endless.py")?;
-    let mut child = job.prepared().stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
+    let mut child = Running(job.prepared().stdin(Stdio::null()).stdout(Stdio::null()).spawn()?);
     std::thread::sleep(Duration::from_secs(1));
     let result = (|| {
-        let clean = altered_text(child.id())?;
+        let clean = altered_text(child.pid())?;
         ensure!(clean.is_empty(), "someone else probes this worker: {clean:?}");
-        let folder = node::scratch()?;
-        let out = folder.path().join("out");
-        let script = "BEGIN { printf(\"ready\\n\"); } uprobe:/usr/lib/x86_64-linux-gnu/libTKBO.so.7.6.3:\
+        let script = "uprobe:/usr/lib/x86_64-linux-gnu/libTKBO.so.7.6.3:\
                       _ZN28BRepAlgoAPI_BooleanOperation5BuildERK21Message_ProgressRange { @ = count(); }";
-        let mut bpftrace = Command::new(node::tool("bpftrace", "bpftrace")?)
-            .args(["-e", script, "-o"])
-            .arg(&out)
-            .stderr(Stdio::null())
-            .spawn()?;
-        run::until("bpftrace", Duration::from_secs(30), || run::text(&out).contains("ready").then_some(()))?;
-        let probed = run::until("its probe", Duration::from_secs(5), || {
-            altered_text(child.id()).ok().filter(|a| !a.is_empty())
+        let mut command = Command::new(node::tool("bpftrace", "bpftrace")?);
+        command.args(["-e", script]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut bpftrace = Running(command.spawn()?);
+        let probed = run::until("its probe", Duration::from_secs(60), || {
+            altered_text(child.pid()).ok().filter(|a| !a.is_empty())
         });
         bpf_ids("prog")?;
-        kill(Pid::from_raw(i32::try_from(bpftrace.id())?), Signal::SIGINT)?;
-        run::wait(&mut bpftrace, Duration::from_secs(30))?;
+        bpftrace.interrupt()?;
         let probed = probed?;
         ensure!(probed.len() == 1 && probed.iter().all(|p| p.ends_with("0xcc")), "{probed:?}");
-        let after = altered_text(child.id())?;
+        let after = altered_text(child.pid())?;
         ensure!(after.is_empty(), "{after:?}");
         Ok(())
     })();
     job.stop()?;
-    child.wait()?;
+    run::wait(&mut child.0, Duration::from_secs(30))?;
     result
 }
 
@@ -161,13 +155,13 @@ fn a_copy_of_freecad_runs_from_the_copy() -> Result<()> {
     let job = Job::with_program("endless.py", &program)?
         .with("LD_LIBRARY_PATH", &libraries.display().to_string())
         .with("JOB_SECONDS", "20");
-    let mut child = job.prepared().stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
+    let mut child = Running(job.prepared().stdin(Stdio::null()).stdout(Stdio::null()).spawn()?);
     let mapped = run::until("libTKBO is mapped", Duration::from_secs(15), || {
-        let files: Vec<_> = text_mappings(child.id()).ok()?.into_iter().map(|m| m.3).collect();
+        let files: Vec<_> = text_mappings(child.pid()).ok()?.into_iter().map(|m| m.3).collect();
         files.iter().any(|f| f.to_string_lossy().contains("libTKBO")).then_some(files)
     });
     job.stop()?;
-    child.wait()?;
+    run::wait(&mut child.0, Duration::from_secs(30))?;
     let foreign: Vec<_> = mapped?
         .into_iter()
         .filter(|f| {
@@ -177,5 +171,27 @@ fn a_copy_of_freecad_runs_from_the_copy() -> Result<()> {
         })
         .collect();
     ensure!(foreign.is_empty(), "the copy runs with {foreign:?}");
+    Ok(())
+}
+
+#[test]
+fn the_independent_count_of_a_known_job_is_what_the_job_does() -> Result<()> {
+    let _node = node::require_root_only()?;
+    let count = Count::start()?;
+    Job::new("operations.py")?.run(Duration::from_secs(60))?;
+    let counts = count.end()?;
+    let expected = [
+        ("boolean common", 3.0),
+        ("boolean cut", 5.0),
+        ("boolean section", 2.0),
+        ("boolean union", 6.0),
+        ("chamfer", 3.0),
+        ("created", 7.0),
+        ("fillet", 6.0),
+        ("object", 7.0),
+        ("recompute", 3.0),
+    ];
+    let expected: BTreeMap<String, f64> = expected.into_iter().map(|(k, n)| (k.to_owned(), n)).collect();
+    ensure!(counts == expected, "bpftrace counted {counts:?}, the job did {expected:?}");
     Ok(())
 }
