@@ -112,19 +112,19 @@ fn actual_rows(trace: &Trace) -> BTreeMap<(i32, i32), Vec<Row<&Operation>>> {
     for operation in trace.operations.iter().filter(ours) {
         threads.entry((operation.pid, operation.tid)).or_default().push(operation);
     }
-    let rows = |mut operations: Vec<&'_ Operation>| {
-        operations.sort_by_key(|o| (o.start_ns, o.depth));
-        let starts: HashMap<i64, usize> = operations.iter().enumerate().map(|(i, o)| (o.start_ns, i)).collect();
-        operations
-            .iter()
-            .map(|o| {
-                let parent = o.parent_start_ns.map(|s| starts.get(&s).copied().unwrap_or(usize::MAX));
-                let what = describe(&o.probe, &o.outcome, &o.ended_by, o.exception.as_deref(), o.signal);
-                Row { item: *o, parent, what }
-            })
-            .collect::<Vec<_>>()
+    threads.into_iter().map(|(thread, operations)| (thread, rows_of(operations))).collect()
+}
+
+fn rows_of(mut operations: Vec<&Operation>) -> Vec<Row<&Operation>> {
+    operations.sort_by_key(|o| (o.start_ns, o.depth));
+    let starts: HashMap<i64, usize> = operations.iter().enumerate().map(|(i, o)| (o.start_ns, i)).collect();
+    let row = |o: &Operation| {
+        let parent = o.parent_start_ns.map(|s| starts.get(&s).copied().unwrap_or(usize::MAX));
+        let what = describe(&o.probe, &o.outcome, &o.ended_by, o.exception.as_deref(), o.signal);
+        (parent, what)
     };
-    threads.into_iter().map(|(thread, operations)| (thread, rows(operations))).collect()
+    let rows = operations.iter().map(|o| (*o, row(o)));
+    rows.map(|(item, (parent, what))| Row { item, parent, what }).collect()
 }
 
 fn describe(id: &str, outcome: &str, how: &str, exception: Option<&str>, signal: Option<i32>) -> String {

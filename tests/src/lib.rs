@@ -13,6 +13,7 @@
 pub mod agent;
 pub mod compare;
 pub mod freecad;
+pub mod independent;
 pub mod metrics;
 pub mod node;
 pub mod record;

@@ -26,7 +26,10 @@ impl Metrics {
     /// A line is neither comment nor sample.
     pub fn read(text: &str) -> Result<Self> {
         let lines = text.lines().filter(|l| !l.starts_with('#') && !l.trim().is_empty());
-        lines.map(|line| sample(line).with_context(|| format!("no sample: {line}"))).collect::<Result<_>>().map(Self)
+        lines
+            .map(|line| sample(line).with_context(|| format!("no sample: {line}")))
+            .collect::<Result<_>>()
+            .map(Self)
     }
 
     /// Sum of the samples of `name` whose labels include all of `labels`.

@@ -17,6 +17,15 @@ pub struct Node {
 /// # Errors
 /// Says what is missing and how to get it.
 pub fn require_root() -> Result<Node> {
+    cadscope()?;
+    require_root_only()
+}
+
+/// The same for a test of the harness itself, which needs no cadscope.
+///
+/// # Errors
+/// Says what is missing and how to get it.
+pub fn require_root_only() -> Result<Node> {
     ensure!(
         nix::unistd::geteuid().is_root(),
         "this test loads BPF programs and needs root: run it as `sudo -E cargo test -p cadscope-tests`"
@@ -29,7 +38,6 @@ pub fn require_root() -> Result<Node> {
              privileged container or on the host"
         );
     }
-    cadscope()?;
     let path = std::env::temp_dir().join("cadscope-tests.lock");
     let lock = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
     // SAFETY: flock takes a descriptor that `lock` keeps open, and no memory.
@@ -40,7 +48,8 @@ pub fn require_root() -> Result<Node> {
 
 fn has_capability(number: u32) -> Result<bool> {
     let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|l| l.strip_prefix("CapEff:")).context("no CapEff in /proc/self/status")?;
+    let line =
+        status.lines().find_map(|l| l.strip_prefix("CapEff:")).context("no CapEff in /proc/self/status")?;
     Ok(u64::from_str_radix(line.trim(), 16)? >> number & 1 == 1)
 }
 
@@ -54,11 +63,12 @@ pub fn cadscope() -> Result<PathBuf> {
         ensure!(path.is_file(), "CADSCOPE_BIN={} is no file", path.display());
         return Ok(path);
     }
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("tests/ has no parent")?;
-    let target =
-        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace.join("target"), |dir| workspace.join(dir));
-    let path = target.join("release/cadscope");
-    ensure!(path.is_file(), "{} is not there: run `cargo xtask build --release`, or set CADSCOPE_BIN", path.display());
+    let path = target()?.join("release/cadscope");
+    ensure!(
+        path.is_file(),
+        "{} is not there: run `cargo xtask build --release`, or set CADSCOPE_BIN",
+        path.display()
+    );
     Ok(path)
 }
 
@@ -104,8 +114,13 @@ pub fn scratch() -> Result<tempfile::TempDir> {
 /// # Errors
 /// The file system refuses.
 pub fn cache() -> Result<PathBuf> {
-    let folder = std::env::var_os("CARGO_TARGET_TMPDIR")
-        .map_or_else(|| std::env::temp_dir().join("cadscope-tests"), PathBuf::from);
+    let folder = target()?.join("tmp");
     create_dir_all(&folder)?;
     Ok(folder)
+}
+
+/// Cargo's target directory: the running test lies in `<target>/<profile>/deps/`.
+fn target() -> Result<PathBuf> {
+    let test = std::env::current_exe()?;
+    test.ancestors().nth(3).map(Path::to_owned).with_context(|| format!("{} is not cargo's", test.display()))
 }

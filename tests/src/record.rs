@@ -40,9 +40,31 @@ pub struct Call {
 #[derive(Deserialize)]
 #[serde(tag = "e", rename_all = "lowercase")]
 enum Line {
-    Begin { pid: i32, tid: i32, seq: i64, id: String, parent: Option<i64>, depth: u32, n: Option<i64>, at: i64 },
-    End { pid: i32, seq: i64, start: i64, end: i64, how: String, r#type: Option<String>, result: Option<i64> },
-    Fate { pid: i32, tid: i32, how: String, signal: i32 },
+    Begin {
+        pid: i32,
+        tid: i32,
+        seq: i64,
+        id: String,
+        parent: Option<i64>,
+        depth: u32,
+        n: Option<i64>,
+        at: i64,
+    },
+    End {
+        pid: i32,
+        seq: i64,
+        start: i64,
+        end: i64,
+        how: String,
+        r#type: Option<String>,
+        result: Option<i64>,
+    },
+    Fate {
+        pid: i32,
+        tid: i32,
+        how: String,
+        signal: i32,
+    },
 }
 
 struct Fate {
@@ -80,7 +102,8 @@ pub fn read(path: &Path) -> Result<Vec<Call>> {
                 });
             }
             Line::End { pid, seq, start, end, how, r#type, result } => {
-                let index = open.remove(&(pid, seq)).with_context(|| format!("ends but is not open: {line}"))?;
+                let index =
+                    open.remove(&(pid, seq)).with_context(|| format!("ends but is not open: {line}"))?;
                 let call = calls.get_mut(index).context("index of an open call")?;
                 call.clock_ns = Some((start, end));
                 call.how = how;
@@ -91,7 +114,8 @@ pub fn read(path: &Path) -> Result<Vec<Call>> {
                 // What is open now ends now; the new program's calls are not touched by it.
                 let ending: Vec<_> = open.keys().filter(|k| k.0 == pid).copied().collect();
                 for key in ending {
-                    let call = open.remove(&key).and_then(|i| calls.get_mut(i)).context("index of an open call")?;
+                    let call =
+                        open.remove(&key).and_then(|i| calls.get_mut(i)).context("index of an open call")?;
                     call.how.clone_from(&how);
                 }
             }

@@ -11,7 +11,8 @@ use anyhow::{Context, Result, ensure};
 
 use crate::run::run;
 
-/// Ids of the BPF objects of one kind (`prog`, `link`, `map`) on this node.
+/// Ids of the BPF objects of one kind (`prog`, `link`, `map`) that belong to no process, or to a cadscope: those of
+/// other programs come and go while a test runs.
 ///
 /// # Errors
 /// bpftool is missing or fails.
@@ -20,7 +21,12 @@ pub fn bpf_ids(kind: &str) -> Result<BTreeSet<u64>> {
     let ended = run(Command::new(tool).args(["--json", kind, "list"]), Duration::from_secs(20))?;
     ensure!(ended.code == 0, "bpftool {kind} list: {}", ended.stderr);
     let list: Vec<serde_json::Value> = serde_json::from_str(&ended.stdout)?;
-    Ok(list.iter().filter_map(|entry| entry.get("id")?.as_u64()).collect())
+    let others = |entry: &&serde_json::Value| {
+        let holders = entry.get("pids").and_then(serde_json::Value::as_array);
+        holders
+            .is_some_and(|h| !h.is_empty() && h.iter().all(|p| p.get("comm").is_none_or(|c| c != "cadscope")))
+    };
+    Ok(list.iter().filter(|e| !others(e)).filter_map(|entry| entry.get("id")?.as_u64()).collect())
 }
 
 /// The executable mappings of a process: address range, offset in the file, file.
@@ -89,7 +95,9 @@ fn read_at_most(file: &File, buffer: &mut [u8], offset: u64) -> Result<()> {
 #[must_use]
 pub fn named_uprobes() -> Vec<String> {
     let paths = ["/sys/kernel/tracing/uprobe_events", "/sys/kernel/debug/tracing/uprobe_events"];
-    paths.iter().filter_map(|p| std::fs::read_to_string(Path::new(p)).ok()).flat_map(|t| {
-        t.lines().map(str::to_owned).collect::<Vec<_>>()
-    }).collect()
+    paths
+        .iter()
+        .filter_map(|p| std::fs::read_to_string(Path::new(p)).ok())
+        .flat_map(|t| t.lines().map(str::to_owned).collect::<Vec<_>>())
+        .collect()
 }

@@ -7,6 +7,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 /// How a program ended and what it printed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +46,34 @@ pub fn wait(child: &mut Child, limit: Duration) -> Result<ExitStatus> {
     }
 }
 
+/// A child that does not outlive the test, however the test ends.
+#[derive(Debug)]
+pub struct Running(pub Child);
+
+impl Running {
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// Asks it to end and waits.
+    ///
+    /// # Errors
+    /// It is gone already or does not end.
+    pub fn interrupt(&mut self) -> Result<ExitStatus> {
+        kill(Pid::from_raw(i32::try_from(self.0.id())?), Signal::SIGINT)?;
+        wait(&mut self.0, Duration::from_secs(60))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
 /// Runs `command` to its end.
 ///
 /// # Errors
@@ -53,9 +83,8 @@ pub fn run(command: &mut Command, limit: Duration) -> Result<Ended> {
     let (out, err) = (folder.path().join("stdout"), folder.path().join("stderr"));
     command.stdin(Stdio::null()).stdout(File::create(&out)?).stderr(File::create(&err)?);
     let mut child = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
-    let status = wait(&mut child, limit).with_context(|| {
-        format!("{command:?}\n--- stdout\n{}\n--- stderr\n{}", text(&out), text(&err))
-    })?;
+    let status = wait(&mut child, limit)
+        .with_context(|| format!("{command:?}\n--- stdout\n{}\n--- stderr\n{}", text(&out), text(&err)))?;
     Ok(Ended { code: shell_code(status), stdout: text(&out), stderr: text(&err) })
 }
 

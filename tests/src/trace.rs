@@ -143,7 +143,10 @@ pub fn trace(
     let json = text(&file);
     let trace = serde_json::from_str(&json).with_context(|| {
         let head: String = json.chars().take(500).collect();
-        format!("{cadscope:?} ended with {} and wrote no trace: {head:?}\n--- stderr\n{}", ended.code, ended.stderr)
+        format!(
+            "{cadscope:?} ended with {} and wrote no trace: {head:?}\n--- stderr\n{}",
+            ended.code, ended.stderr
+        )
     })?;
     Ok((ended, trace))
 }

@@ -19,7 +19,10 @@ pub const VARIANTS: [(&str, &[&str]); 7] = [
     ("o3", &["-O3"]),
     ("o2-cf", &["-O2", "-fcf-protection=full"]),
     ("o2-bare", &["-O2", "-fomit-frame-pointer", "-fno-stack-protector", "-fcf-protection=none"]),
-    ("o2-guarded", &["-O2", "-fno-omit-frame-pointer", "-fstack-protector-strong", "-fstack-clash-protection"]),
+    (
+        "o2-guarded",
+        &["-O2", "-fno-omit-frame-pointer", "-fstack-protector-strong", "-fstack-clash-protection"],
+    ),
     ("o2-debian", &["-O2", "-g", "-fstack-protector-strong", "-Wl,-z,relro", "-Wl,-z,now", "-s"]),
 ];
 

@@ -1,0 +1,225 @@
+//! Promise: a worker does the same with and without cadscope, whatever its functions do to the stack, and what is
+//! reported is what happened.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use cadscope_tests::agent::Agent;
+use cadscope_tests::compare::{Rules, compare, duration_error};
+use cadscope_tests::node::{full, require_root, wanted};
+use cadscope_tests::trace::trace;
+use cadscope_tests::worker::{self, Worker};
+
+/// Functions that hand their work to one that cannot be named beforehand, or that lies in another file: such a
+/// function may be left out, with its reason.
+const SKIPPABLE: [&str; 3] = ["torture.tail_register", "torture.tail_table", "torture.tail_library"];
+
+/// Calls open at once on a thread that are tracked; deeper ones are counted.
+const MAX_DEPTH: u32 = 64;
+
+fn rules(scenario: &str) -> Rules<'static> {
+    let losses: &[&str] = match scenario {
+        "recursion_deep" => &["deep"],
+        // The child of a fork returns out of calls that its parent entered.
+        "fork_child_goes_on" => &["return_without_entry"],
+        // Frames left by longjmp announce themselves to nobody.
+        "long_jump"
+        | "long_jump_caught"
+        | "long_jump_then_deeper"
+        | "signal_jump"
+        | "signals_other_stack"
+        | "signals_stack_above"
+        | "threads" => &["abandoned"],
+        _ => &[],
+    };
+    Rules { skippable: &SKIPPABLE, max_depth: MAX_DEPTH, losses }
+}
+
+/// A call's own duration and the reported one, nanoseconds.
+type Durations = Vec<(i64, i64)>;
+
+/// Runs one scenario alone and under `trace`; the differences, in words, and the durations: own and reported.
+fn check(worker: &Worker, scenario: &str) -> Result<(Vec<String>, Durations)> {
+    let (alone, _) = worker.run(&[scenario])?;
+    let folder = cadscope_tests::node::scratch()?;
+    let record = folder.path().join("record");
+    let record_text = record.display().to_string();
+    let environment = [("TORTURE_RECORD", record_text.as_str()), ("TORTURE_SETTLE_MS", "500")];
+    let command = [worker.program()?, scenario];
+    let (watched, trace) = trace(Some(&worker.catalog), &command, &environment, Duration::from_secs(60))?;
+
+    let mut complaints = Vec::new();
+    if watched.stdout != alone.stdout {
+        complaints.push(format!("prints {:?}, alone {:?}", watched.stdout, alone.stdout));
+    }
+    if watched.code != alone.code {
+        complaints.push(format!("exits with {}, alone {}: {}", watched.code, alone.code, watched.stderr));
+    }
+    let calls = cadscope_tests::record::read(&record)?;
+    let comparison = compare(&calls, &trace, rules(scenario));
+    complaints.extend(comparison.complaints);
+    let deep: u64 = trace.losses.iter().filter(|(name, _)| name.contains("deep")).map(|(_, n)| n).sum();
+    if deep != comparison.too_deep {
+        complaints.push(format!("{} calls were too deep, {deep} counted as such", comparison.too_deep));
+    }
+    let durations = comparison
+        .pairs
+        .iter()
+        .filter(|(call, _)| matches!(call.how.as_str(), "return" | "exception"))
+        .filter_map(|(call, operation)| call.clock_ns.map(|(s, e)| (e - s, operation.duration_ns())))
+        .collect();
+    Ok((complaints, durations))
+}
+
+/// All scenarios of one variant.
+fn check_variant(variant: &'static str) -> Result<()> {
+    let names: Vec<&str> = worker::VARIANTS.iter().map(|v| v.0).collect();
+    if !wanted(variant, &names) {
+        return Ok(());
+    }
+    let _node = require_root()?;
+    let worker = worker::build(variant)?;
+    let all: Vec<&str> = worker.scenarios.iter().map(|s| s.name.as_str()).collect();
+    let mut report = BTreeMap::new();
+    let mut durations = Vec::new();
+    for scenario in all.iter().filter(|s| wanted(s, &all)) {
+        match check(&worker, scenario) {
+            Ok((complaints, pairs)) => {
+                if !complaints.is_empty() {
+                    report.insert(*scenario, complaints.join("\n"));
+                }
+                if matches!(*scenario, "durations" | "tail_calls") {
+                    durations.extend(pairs);
+                }
+            }
+            Err(error) => {
+                report.insert(*scenario, format!("{error:#}"));
+            }
+        }
+    }
+    let (error, count) = duration_error(&durations, 1_000_000);
+    eprintln!("{variant}: {count} calls over 1 ms, median error {:.0} % of what is allowed", error * 100.0);
+    if error > 1.0 {
+        report.insert("durations", format!("median of {count} is {error:.2} times max(1 %, 30 us) off"));
+    }
+    let text: String = report.iter().map(|(scenario, what)| format!("== {scenario}\n{what}\n")).collect();
+    ensure!(report.is_empty(), "{variant}: {} of {} scenarios differ\n{text}", report.len(), all.len());
+    Ok(())
+}
+
+#[test]
+fn calls_of_unoptimised_code_are_reported_as_they_happened() -> Result<()> {
+    check_variant("o0")
+}
+
+#[test]
+fn calls_of_optimised_code_are_reported_as_they_happened() -> Result<()> {
+    check_variant("o2")
+}
+
+#[test]
+fn calls_of_o3_code_are_reported_as_they_happened() -> Result<()> {
+    check_variant("o3")
+}
+
+#[test]
+fn calls_of_code_with_control_flow_protection_are_reported_as_they_happened() -> Result<()> {
+    check_variant("o2-cf")
+}
+
+#[test]
+fn calls_of_code_without_frame_pointer_and_stack_protector_are_reported_as_they_happened() -> Result<()> {
+    check_variant("o2-bare")
+}
+
+#[test]
+fn calls_of_code_with_stack_protector_are_reported_as_they_happened() -> Result<()> {
+    check_variant("o2-guarded")
+}
+
+#[test]
+fn calls_of_stripped_code_are_reported_as_they_happened() -> Result<()> {
+    check_variant("o2-debian")
+}
+
+/// The scenarios that many runs repeat: all that live, are short and do not wait.
+const MIX: [&str; 26] = [
+    "returns",
+    "branches",
+    "cold",
+    "frames",
+    "recursion",
+    "mutual_recursion",
+    "tail_probed",
+    "tail_mutual",
+    "throw_frames",
+    "throw_types",
+    "throw_tail",
+    "rethrow",
+    "translate",
+    "rethrow_pointer",
+    "catch_inside",
+    "catch_nested",
+    "destructors",
+    "long_jump",
+    "long_jump_caught",
+    "signals",
+    "signals_other_stack",
+    "signal_jump",
+    "fork_child_exits",
+    "fork_child_goes_on",
+    "vfork_exec",
+    "thread_exits_inside",
+];
+
+#[test]
+fn a_thousand_runs_print_the_same_and_every_call_of_theirs_is_counted() -> Result<()> {
+    let _node = require_root()?;
+    let runs = if full() { 1000 } else { 100 };
+    let worker = worker::build("o2")?;
+    let alone = worker.run(&MIX)?.0;
+    ensure!(alone.code == 0, "{alone:?}");
+    let agent = Agent::start(&["--catalog".as_ref(), worker.catalog.as_os_str()])?;
+
+    // The file becomes known with the first run; from then on nothing may be missed.
+    let family = "torture_call_duration_seconds_count";
+    let attached = agent.metrics_when(Duration::from_secs(20), |m| {
+        worker.run(&["returns"]).is_ok() && m.sum(family, &[]) > 0.0
+    })?;
+    ensure!(attached.sum(family, &[]) > 0.0, "the worker is not observed; agent:\n{}", agent.log());
+    std::thread::sleep(Duration::from_secs(1));
+    let before = agent.metrics()?.by(family, "status");
+
+    let mut expected: BTreeMap<String, f64> = before;
+    for run in 0..runs {
+        let (watched, calls) = worker.run(&MIX)?;
+        ensure!(
+            watched.code == alone.code && watched.stdout == alone.stdout,
+            "run {run} differs: {watched:?}"
+        );
+        for call in calls {
+            *expected.entry(call.outcome().to_owned()).or_default() += 1.0;
+        }
+    }
+    let after = agent.metrics_when(Duration::from_secs(20), |m| m.by(family, "status") == expected)?;
+    let counted = after.by(family, "status");
+    ensure!(counted == expected, "{runs} runs made {expected:?} calls, counted {counted:?}");
+    Ok(())
+}
+
+#[test]
+fn threads_that_torture_at_once_do_the_same_while_watched() -> Result<()> {
+    let _node = require_root()?;
+    let worker = worker::build("o3")?;
+    let alone = worker.run(&["threads"])?.0;
+    let _agent = Agent::start(&["--catalog".as_ref(), worker.catalog.as_os_str()])?;
+    for run in 0..if full() { 100 } else { 10 } {
+        let watched = worker.run(&["threads"])?.0;
+        ensure!(
+            watched.code == alone.code && watched.stdout == alone.stdout,
+            "run {run} differs: {watched:?}"
+        );
+    }
+    Ok(())
+}
