@@ -12,7 +12,9 @@ use anyhow::Context;
 use tracing::{debug, info, warn};
 
 use crate::config::AgentConfig;
-use crate::export::http::{self, FileStatus, KernelStatus, ProbeState, ProbeStatus, Shared, Status, WorkerStatus};
+use crate::export::http::{
+    self, FileStatus, KernelStatus, ProbeState, ProbeStatus, Shared, Status, WorkerStatus,
+};
 use crate::export::metrics::{Metrics, MetricsOptions};
 use crate::group::Groups;
 use crate::kernel;
@@ -42,7 +44,9 @@ pub fn run(config: &AgentConfig, options: ObserverOptions) -> anyhow::Result<()>
     let stop = Arc::new(AtomicBool::new(false));
     let thread = {
         let (shared, stop) = (Arc::clone(&shared), Arc::clone(&stop));
-        std::thread::Builder::new().name("observe".to_owned()).spawn(move || observe(observer, &shared, &stop))?
+        std::thread::Builder::new()
+            .name("observe".to_owned())
+            .spawn(move || observe(observer, &shared, &stop))?
     };
     runtime.block_on(async {
         let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())

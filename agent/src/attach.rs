@@ -260,7 +260,9 @@ impl Attacher {
             .files
             .iter()
             .filter(|(_, file)| file.workers.is_empty())
-            .filter(|(_, file)| file.idle_since_ns.is_some_and(|since| now_ns.saturating_sub(since) >= linger_ns))
+            .filter(|(_, file)| {
+                file.idle_since_ns.is_some_and(|since| now_ns.saturating_sub(since) >= linger_ns)
+            })
             .map(|(id, _)| *id)
             .collect();
         for id in over {
@@ -303,7 +305,8 @@ impl Attacher {
             .find(|(_, tracked)| tracked.has_freecad_config && tracked.workers.contains(&pid))
             .map(|(id, _)| *id)?;
         // The program's own copy is the live one where there is one; it is mapped first.
-        let candidates = maps.first().into_iter().chain(maps.iter().filter(|mapping| mapping.file == library));
+        let candidates =
+            maps.first().into_iter().chain(maps.iter().filter(|mapping| mapping.file == library));
         for mapping in candidates {
             let Some(address) = config_address(proc, mapping) else { continue };
             let read = |at: u64, to: &mut [u8]| memory.read_exact_at(to, at).is_ok();
@@ -345,7 +348,8 @@ impl Attacher {
         for planned in &planned.probes {
             let placed = match &planned.sites {
                 Ok(sites) => {
-                    let slot = self.slot_for(kernel, &planned.probe, planned.layout, sites.tail_calls, versions)?;
+                    let slot =
+                        self.slot_for(kernel, &planned.probe, planned.layout, sites.tail_calls, versions)?;
                     enter.push(placed_site(slot, &sites.entry));
                     leave.extend(sites.exits.iter().map(|(site, _)| placed_site(slot, site)));
                     Ok((sites.entry.offset, sites.exits.len()))
@@ -409,8 +413,9 @@ impl Attacher {
         if u32::from(slot) >= MAX_PROBES {
             return Err(full().into());
         }
-        let mut program =
-            layout.and_then(|index| probe.layouts.get(index)).map_or_else(ProbeProgram::default, |l| l.program);
+        let mut program = layout
+            .and_then(|index| probe.layouts.get(index))
+            .map_or_else(ProbeProgram::default, |l| l.program);
         if tail_calls {
             program.flags |= flags::TAIL_CALLS;
             self.tail_calls.insert(slot);

@@ -30,7 +30,9 @@ struct Row {
 /// A file cannot be read, or the process is not there.
 pub fn run(subject: &Subject, format: TableFormat, catalog: &Catalog, proc: &Path) -> anyhow::Result<u8> {
     let files = match subject {
-        Subject::Files(paths) => paths.iter().map(|path| open_file(path)).collect::<anyhow::Result<Vec<_>>>()?,
+        Subject::Files(paths) => {
+            paths.iter().map(|path| open_file(path)).collect::<anyhow::Result<Vec<_>>>()?
+        }
         Subject::Process(pid) => files_of(proc, *pid)?,
     };
     let occt = files.iter().find_map(|(path, _)| {
@@ -45,7 +47,9 @@ pub fn run(subject: &Subject, format: TableFormat, catalog: &Catalog, proc: &Pat
             Ok(plan) => rows.extend(rows_of(path, &plan)),
             // A process maps many files; a person names few, and wants to hear.
             Err(error) if matches!(subject, Subject::Files(_)) => {
-                bail!("{path}: {error}; `cadscope probes` takes shared libraries and programs, such as libTKBO.so.7.6.3")
+                bail!(
+                    "{path}: {error}; `cadscope probes` takes shared libraries and programs, such as libTKBO.so.7.6.3"
+                )
             }
             Err(_) => {}
         }
@@ -164,12 +168,8 @@ fn as_table(rows: &[Row], placed: usize, catalog: &Catalog) -> String {
         };
     }
     let found: std::collections::HashSet<&str> = rows.iter().map(|row| row.id.as_str()).collect();
-    let absent: Vec<&str> = catalog
-        .probes
-        .iter()
-        .map(|probe| probe.id.as_str())
-        .filter(|id| !found.contains(id))
-        .collect();
+    let absent: Vec<&str> =
+        catalog.probes.iter().map(|probe| probe.id.as_str()).filter(|id| !found.contains(id)).collect();
     let _ = writeln!(out, "{placed} of {} probes can be placed", catalog.probes.len());
     if !absent.is_empty() {
         let _ = writeln!(out, "not defined here: {}", absent.join(", "));

@@ -136,7 +136,8 @@ pub fn is_alive(proc: &Path, pid: u32) -> bool {
 /// File name of the program that a process runs; `?` if it is gone.
 #[must_use]
 pub fn program_of(proc: &Path, pid: u32) -> String {
-    let target = std::fs::read_link(proc.join(pid.to_string()).join("exe")).unwrap_or_else(|_| PathBuf::from("?"));
+    let target =
+        std::fs::read_link(proc.join(pid.to_string()).join("exe")).unwrap_or_else(|_| PathBuf::from("?"));
     let name = target.file_name().unwrap_or(target.as_os_str()).to_string_lossy().into_owned();
     name.strip_suffix(" (deleted)").map(str::to_owned).unwrap_or(name)
 }

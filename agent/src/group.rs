@@ -58,7 +58,8 @@ impl Groups {
 
     /// Gives out what waits for a process that has ended.
     pub fn end(&mut self, pid: u32, mut give: impl FnMut(Operation, bool)) {
-        let over: Vec<(u32, u32)> = self.waiting.keys().copied().filter(|(process, _)| *process == pid).collect();
+        let over: Vec<(u32, u32)> =
+            self.waiting.keys().copied().filter(|(process, _)| *process == pid).collect();
         for key in over {
             for (operation, nested) in self.waiting.remove(&key).unwrap_or_default() {
                 give(operation, nested);
@@ -82,8 +83,10 @@ mod tests {
     use crate::samples;
 
     fn ended(group: Option<&str>, depth: u32, start_ms: f64, end_ms: f64) -> Operation {
-        let probe =
-            Arc::new(Probe { group: group.map(str::to_owned), ..samples::probe(group.unwrap_or("plain"), "") });
+        let probe = Arc::new(Probe {
+            group: group.map(str::to_owned),
+            ..samples::probe(group.unwrap_or("plain"), "")
+        });
         Operation { depth, ..samples::operation(&probe, &samples::worker(7, "freecadcmd"), start_ms, end_ms) }
     }
 

@@ -6,24 +6,21 @@
 //! discover ─Worker→ identify ─Build→ resolve ─Sites→ attach ─links→ [kernel: pair] ─bytes→ receive ─Operation→ export, view
 //! ```
 
+pub mod value;
 pub mod catalog;
 pub mod config;
 pub mod identify;
-pub mod operation;
 pub mod resolve;
-
 pub mod plan;
-
+pub mod operation;
 pub mod discover;
 pub mod kernel;
 pub mod attach;
 pub mod receive;
+pub mod group;
 pub mod observe;
-
 pub mod export;
 pub mod view;
-
-pub mod group;
 pub mod preflight;
 pub mod coverage;
 pub mod agent;

@@ -175,7 +175,12 @@ impl Observer {
 
     /// Waits until something happens or `timeout` is over, and says what happened. `also` is a descriptor that ends
     /// the wait, too.
-    pub fn poll(&mut self, timeout: Duration, also: Option<BorrowedFd<'_>>, say: &mut dyn FnMut(Observation)) {
+    pub fn poll(
+        &mut self,
+        timeout: Duration,
+        also: Option<BorrowedFd<'_>>,
+        say: &mut dyn FnMut(Observation),
+    ) {
         self.wait(timeout, also);
         self.drain(say);
         let now = now_ns();
@@ -341,7 +346,8 @@ impl Observer {
             occt_version: versions.occt,
         });
         let started_ns = executed.unwrap_or(now);
-        self.workers.insert(pid, Live { worker: Arc::clone(&worker), started_ns, settled: false, operations: 0 });
+        self.workers
+            .insert(pid, Live { worker: Arc::clone(&worker), started_ns, settled: false, operations: 0 });
         say(Observation::Started(worker));
         // A refusal shows when the process ends without notice: the review finds it.
         let _ = self.kernel.add_worker(process);
@@ -388,7 +394,12 @@ impl Observer {
                     return;
                 };
                 let worker = parts.worker_of(record.process, &slot.versions, say);
-                say(Observation::Operation(Box::new(receive::operation(&record, &slot, worker, parts.exceptions))));
+                say(Observation::Operation(Box::new(receive::operation(
+                    &record,
+                    &slot,
+                    worker,
+                    parts.exceptions,
+                ))));
             }
             Event::Forked { parent, child } => {
                 let Some(live) = parts.workers.get(&parent.pid) else { return };
@@ -494,7 +505,13 @@ impl Parts<'_> {
         Arc::clone(&live.worker)
     }
 
-    fn end(&mut self, process: ProcessKey, status: Option<u32>, at_ns: u64, say: &mut dyn FnMut(Observation)) {
+    fn end(
+        &mut self,
+        process: ProcessKey,
+        status: Option<u32>,
+        at_ns: u64,
+        say: &mut dyn FnMut(Observation),
+    ) {
         self.attacher.release(process.pid, at_ns);
         if let Some(live) = self.workers.remove(&process.pid) {
             say(Observation::Ended {

@@ -13,8 +13,15 @@ use crate::resolve::{ElfFile, FollowPolicy, Placement, Site, Sites, Unplaceable,
 /// The C++ runtime's entry into a handler: every frame below it has been left by the exception.
 const CATCH: &str = "__cxa_begin_catch";
 /// The names under which C libraries export their jumps.
-const JUMPS: [&str; 7] =
-    ["longjmp", "_longjmp", "siglongjmp", "__longjmp_chk", "__libc_longjmp", "__libc_siglongjmp", "__siglongjmp"];
+const JUMPS: [&str; 7] = [
+    "longjmp",
+    "_longjmp",
+    "siglongjmp",
+    "__longjmp_chk",
+    "__libc_longjmp",
+    "__libc_siglongjmp",
+    "__siglongjmp",
+];
 
 /// Versions that layouts are chosen by; `""` = not known.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -77,14 +84,14 @@ impl Plan {
 /// The file is no ELF file of this machine, or damaged.
 pub fn plan(bytes: &[u8], catalog: &Catalog, versions: &Versions) -> Result<Plan, Unreadable> {
     let elf = ElfFile::parse(bytes)?;
-    let mut plan = Plan {
-        has_freecad_config: elf.defines(identify::FREECAD_CONFIG_SYMBOL),
-        ..Plan::default()
-    };
+    let mut plan =
+        Plan { has_freecad_config: elf.defines(identify::FREECAD_CONFIG_SYMBOL), ..Plan::default() };
     for probe in &catalog.probes {
         let Some(symbol) = probe.symbols.iter().find(|symbol| elf.defines(symbol)) else { continue };
         let layout = probe.layouts.iter().position(|layout| {
-            probe.layout_for(&versions.occt, &versions.freecad).is_some_and(|chosen| std::ptr::eq(chosen, layout))
+            probe
+                .layout_for(&versions.occt, &versions.freecad)
+                .is_some_and(|chosen| std::ptr::eq(chosen, layout))
         });
         let reads_return = layout.and_then(|index| probe.layouts.get(index)).is_some_and(|layout| {
             layout.program.fetches.iter().take(fetch_count(layout)).any(|fetch| fetch.base == base::RETURN)
@@ -103,8 +110,11 @@ fn fetch_count(layout: &Layout) -> usize {
 }
 
 fn entries(elf: &ElfFile<'_>, symbols: &[&str]) -> Vec<Site> {
-    let mut sites: Vec<Site> =
-        symbols.iter().filter(|symbol| elf.defines(symbol)).filter_map(|symbol| elf.entry(symbol).ok()).collect();
+    let mut sites: Vec<Site> = symbols
+        .iter()
+        .filter(|symbol| elf.defines(symbol))
+        .filter_map(|symbol| elf.entry(symbol).ok())
+        .collect();
     sites.sort_by_key(|site| site.offset);
     sites.dedup_by_key(|site| site.offset);
     sites

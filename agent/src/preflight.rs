@@ -90,7 +90,8 @@ fn as_text(checks: &[Check], ok: bool) -> String {
             let _ = writeln!(out, "      {:<13} fix: {fix}", "");
         }
     }
-    let _ = writeln!(out, "{}", if ok { "the agent would work here" } else { "the agent would not work here" });
+    let _ =
+        writeln!(out, "{}", if ok { "the agent would work here" } else { "the agent would not work here" });
     out
 }
 
@@ -100,12 +101,22 @@ fn check(name: &'static str, ok: bool, found: String, fix: &str) -> Check {
 
 fn check_machine() -> Check {
     let machine = std::env::consts::ARCH;
-    check("machine", machine == "x86_64", machine.to_owned(), "cadscope finds function exits in x86-64 code only")
+    check(
+        "machine",
+        machine == "x86_64",
+        machine.to_owned(),
+        "cadscope finds function exits in x86-64 code only",
+    )
 }
 
 fn check_kernel(version: Option<(u32, u32)>) -> Check {
     let Some((major, minor)) = version else {
-        return check("kernel", false, "version not readable".to_owned(), "mount procfs and name it with --proc");
+        return check(
+            "kernel",
+            false,
+            "version not readable".to_owned(),
+            "mount procfs and name it with --proc",
+        );
     };
     let how = if (major, minor) >= MULTI { "uprobe_multi" } else { "perf events, slower to attach" };
     let ok = (major, minor) >= OLDEST;
@@ -117,14 +128,24 @@ fn check_btf() -> Check {
     let path = "/sys/kernel/btf/vmlinux";
     let ok = std::fs::metadata(path).is_ok();
     let found = if ok { path.to_owned() } else { format!("{path} is missing") };
-    check("BTF", ok, found, "use a kernel built with CONFIG_DEBUG_INFO_BTF=y (every current distribution's is), and mount sysfs")
+    check(
+        "BTF",
+        ok,
+        found,
+        "use a kernel built with CONFIG_DEBUG_INFO_BTF=y (every current distribution's is), and mount sysfs",
+    )
 }
 
 fn check_uprobes() -> Check {
     let path = "/sys/bus/event_source/devices/uprobe/type";
     let ok = std::fs::metadata(path).is_ok();
     let found = if ok { "supported" } else { "the kernel has none" };
-    check("uprobes", ok, found.to_owned(), "use a kernel built with CONFIG_UPROBES=y and CONFIG_UPROBE_EVENTS=y")
+    check(
+        "uprobes",
+        ok,
+        found.to_owned(),
+        "use a kernel built with CONFIG_UPROBES=y and CONFIG_UPROBE_EVENTS=y",
+    )
 }
 
 fn check_capabilities(held: u64, kernel: Option<(u32, u32)>) -> Check {
@@ -135,13 +156,20 @@ fn check_capabilities(held: u64, kernel: Option<(u32, u32)>) -> Check {
     }
     let missing: Vec<&str> =
         needed.into_iter().filter(|(_, number)| !has(*number)).map(|(name, _)| name).collect();
-    let found = if missing.is_empty() { "enough".to_owned() } else { format!("{} missing", missing.join(", ")) };
-    check("capabilities", missing.is_empty(), found, "run as root (sudo), or grant these capabilities to the process")
+    let found =
+        if missing.is_empty() { "enough".to_owned() } else { format!("{} missing", missing.join(", ")) };
+    check(
+        "capabilities",
+        missing.is_empty(),
+        found,
+        "run as root (sudo), or grant these capabilities to the process",
+    )
 }
 
 fn check_proc(proc: &Path, held: u64) -> Check {
     let own = std::process::id();
-    let others: Vec<u32> = discover::processes(proc).into_iter().filter(|pid| *pid != own).take(200).collect();
+    let others: Vec<u32> =
+        discover::processes(proc).into_iter().filter(|pid| *pid != own).take(200).collect();
     let ok = others.iter().any(|pid| !discover::mappings_of(proc, *pid).is_empty());
     let found = if ok {
         format!("{} shows the memory maps of other processes", proc.display())

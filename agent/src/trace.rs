@@ -107,8 +107,7 @@ fn run_program(
 ) -> anyhow::Result<u8> {
     let Some((program, rest)) = arguments.split_first() else { bail!("no command to run") };
     // The child holds still before it executes the program until it is a target: nothing of the program is missed.
-    let (gate, opener) =
-        nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("cannot make a pipe")?;
+    let (gate, opener) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("cannot make a pipe")?;
     let mut command = Command::new(program);
     command.args(rest).stdin(Stdio::inherit());
     let wait = move || {
@@ -205,18 +204,14 @@ fn follow(pid: u32, observer: &mut Observer, collected: &mut Collected) -> anyho
         }
     });
     eprintln!("cadscope: following process {pid}; Ctrl-C ends the trace");
-    while std::path::Path::new("/proc").join(pid.to_string()).exists() && !INTERRUPTED.load(Ordering::Relaxed) {
+    while std::path::Path::new("/proc").join(pid.to_string()).exists() && !INTERRUPTED.load(Ordering::Relaxed)
+    {
         observer.poll(Duration::from_millis(50), None, &mut |observation| collected.take(observation));
     }
     Ok(())
 }
 
-fn report(
-    command: Vec<String>,
-    collected: Collected,
-    observer: &Observer,
-    catalog: &Catalog,
-) -> TraceReport {
+fn report(command: Vec<String>, collected: Collected, observer: &Observer, catalog: &Catalog) -> TraceReport {
     let mut losses = observer.losses();
     // Values that could not be read show in their operations; frames abandoned by a jump are not lost.
     losses.remove("frame_abandoned");
@@ -264,9 +259,7 @@ fn write(config: &TraceConfig, report: &TraceReport) -> anyhow::Result<()> {
         }
     };
     match &config.output {
-        Some(path) => {
-            std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
-        }
+        Some(path) => std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display())),
         None => {
             let mut out = std::io::stdout().lock();
             match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {

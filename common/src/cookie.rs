@@ -99,7 +99,11 @@ impl Cookie {
 
     /// Bytes from the base register to the slot.
     #[must_use]
-    #[allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "the upper half is an i32")]
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        reason = "the upper half is an i32"
+    )]
     pub const fn distance(self) -> i64 {
         (self.0 >> 32) as u32 as i32 as i64
     }

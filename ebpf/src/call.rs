@@ -20,7 +20,9 @@ use cadscope_common::{
 
 use crate::{
     emit,
-    maps::{CAPTURES, Frame, PROBES, TARGETS, THREADS, Thread, WORKERS, ZERO_CAPTURE, ZERO_THREAD, count, setting},
+    maps::{
+        CAPTURES, Frame, PROBES, TARGETS, THREADS, Thread, WORKERS, ZERO_CAPTURE, ZERO_THREAD, count, setting,
+    },
     process, user,
 };
 
@@ -279,7 +281,8 @@ fn fetch(program: *const ProbeProgram, record: *mut Operation, at: u8, registers
             break;
         }
         // SAFETY: the index is inside the array.
-        let fetch = unsafe { &*(&raw const (*program).fetches).cast::<cadscope_common::probe::Fetch>().add(index) };
+        let fetch =
+            unsafe { &*(&raw const (*program).fetches).cast::<cadscope_common::probe::Fetch>().add(index) };
         if fetch.edge != at {
             continue;
         }
@@ -292,11 +295,7 @@ fn fetch(program: *const ProbeProgram, record: *mut Operation, at: u8, registers
 }
 
 #[inline(always)]
-fn fetch_one(
-    fetch: &cadscope_common::probe::Fetch,
-    record: *mut Operation,
-    registers: &Registers,
-) -> bool {
+fn fetch_one(fetch: &cadscope_common::probe::Fetch, record: *mut Operation, registers: &Registers) -> bool {
     let from = fetch.base;
     let mut value = if from <= base::ARG5 {
         registers.args[from as usize]

@@ -36,8 +36,14 @@ pub unsafe fn operation(record: *const u8, len: u64) {
 #[inline(always)]
 pub fn urgent<T: 'static>(record: &T) {
     // SAFETY: a live value of its own size.
-    let sent =
-        unsafe { bpf_ringbuf_output(ring(), (&raw const *record).cast_mut().cast(), size_of::<T>() as u64, FORCE_WAKEUP) };
+    let sent = unsafe {
+        bpf_ringbuf_output(
+            ring(),
+            (&raw const *record).cast_mut().cast(),
+            size_of::<T>() as u64,
+            FORCE_WAKEUP,
+        )
+    };
     if sent != 0 {
         count(Counter::LostRecord);
     }
@@ -47,8 +53,9 @@ pub fn urgent<T: 'static>(record: &T) {
 #[inline(always)]
 pub fn quiet<T: 'static>(record: &T) {
     // SAFETY: a live value of its own size.
-    let sent =
-        unsafe { bpf_ringbuf_output(ring(), (&raw const *record).cast_mut().cast(), size_of::<T>() as u64, NO_WAKEUP) };
+    let sent = unsafe {
+        bpf_ringbuf_output(ring(), (&raw const *record).cast_mut().cast(), size_of::<T>() as u64, NO_WAKEUP)
+    };
     if sent != 0 {
         count(Counter::LostRecord);
     }

@@ -54,11 +54,8 @@ pub struct Capture {
 
 /// What the agent says before load. Written once by the agent, read-only for the programs.
 #[unsafe(no_mangle)]
-static SETTINGS: Settings = Settings {
-    offsets: cadscope_common::settings::KernelOffsets::ZERO,
-    only_targets: 0,
-    may_fault: 0,
-};
+static SETTINGS: Settings =
+    Settings { offsets: cadscope_common::settings::KernelOffsets::ZERO, only_targets: 0, may_fault: 0 };
 
 /// The settings; volatile, because the loader replaces them after compilation.
 #[inline(always)]

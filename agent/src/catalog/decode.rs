@@ -11,7 +11,7 @@ use cadscope_common::record::{self, ended_by};
 use cpp_demangle::{DemangleOptions, Symbol};
 
 use super::{Condition, Derived, Label, Layout, Place, Probe, Product, ranges};
-use crate::operation::{Outcome, Value};
+use crate::value::{Outcome, Value};
 
 /// Label value where the value could not be read.
 const UNKNOWN: &str = "unknown";

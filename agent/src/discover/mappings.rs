@@ -117,7 +117,8 @@ impl Mappings {
                 match record.parse_record() {
                     Ok(Record::Comm(named)) if executed => take(Step::Executed { pid: named.pid }),
                     Ok(Record::Mmap2(mapped)) => {
-                        let (Some(major), Some(minor), Some(inode)) = (mapped.maj(), mapped.min(), mapped.ino())
+                        let (Some(major), Some(minor), Some(inode)) =
+                            (mapped.maj(), mapped.min(), mapped.ino())
                         else {
                             continue;
                         };

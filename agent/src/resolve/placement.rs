@@ -542,8 +542,8 @@ mod tests {
         let mut code = Vec::new();
         for part in parts {
             match part {
-                Part::Bytes(bytes) => code.extend(*bytes),
-                Part::To(opcode, target) => {
+                Bytes(bytes) => code.extend(*bytes),
+                To(opcode, target) => {
                     code.push(*opcode);
                     let next = CODE + code.len() as u64 + 4;
                     code.extend(word(target.wrapping_sub(next)));
