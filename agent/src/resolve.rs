@@ -88,6 +88,9 @@ pub enum Unplaceable {
     /// An instruction could not be decoded.
     #[error("instruction at {0:#x} cannot be decoded")]
     Undecodable(u64),
+    /// The kernel puts no probe on the instruction (`lock` and segment prefixes).
+    #[error("instruction at {0:#x} cannot be probed")]
+    Unprobeable(u64),
     /// A jump through a register or memory that is neither a jump table nor provably a tail call.
     #[error("indirect jump at {0:#x} is neither a known jump table nor a tail call")]
     IndirectJump(u64),

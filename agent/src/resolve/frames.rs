@@ -73,7 +73,10 @@ impl<'a> Frames<'a> {
         let Pointer::Direct(section) = header.eh_frame_ptr() else { return None };
         let mut frames = Self::without_table(file, section)?;
         frames.bases = frames.bases.set_eh_frame_hdr(at);
-        frames.table = header.table().is_some().then_some(header);
+        // Linkers write a 32-bit count and 32-bit distances from the header. gimli 0.34 multiplies what other
+        // encodings could say without looking; a file with those is walked instead.
+        let is_usual = matches!(bytes, [1, _, 0x03, 0x3b, ..]);
+        frames.table = (is_usual && header.table().is_some()).then_some(header);
         Some(frames)
     }
 
@@ -97,7 +100,9 @@ impl<'a> Frames<'a> {
             Some(header) => {
                 let table = header.table()?;
                 let pointer = table.lookup(vaddr, &self.bases).ok()?;
-                self.entry(table.pointer_to_offset(pointer).ok()?.0)?
+                // gimli's `pointer_to_offset` overflows on a pointer before the section (0.34).
+                let offset = pointer.direct().ok()?.checked_sub(self.vaddr)?;
+                self.entry(usize::try_from(offset).ok()?)?
             }
             None => {
                 let index = self.index.get_or_init(|| self.walk());

@@ -123,7 +123,7 @@ impl ElfFile<'_> {
             .ok_or(Unplaceable::Undecodable(function.vaddr.0))?;
         placing
             .site(&first, Edge::Enter, Distance::AT_SLOT, RETURN_NOT_FINAL)
-            .ok_or(Unplaceable::Undecodable(first.ip()))
+            .ok_or(Unplaceable::Unprobeable(first.ip()))
     }
 
     fn function(&self, symbol: &str) -> Result<Symbol, Unplaceable> {
@@ -196,7 +196,11 @@ impl<'f, 'a> Placing<'f, 'a> {
                     break;
                 }
             }
-            return fallback.ok_or(Unplaceable::NoDistance(first.ip()));
+            let no_site = match piece.frame.distance(first.ip()) {
+                Some(_) => Unplaceable::Unprobeable(first.ip()),
+                None => Unplaceable::NoDistance(first.ip()),
+            };
+            return fallback.ok_or(no_site);
         }
         Err(Unplaceable::EntryRepeats)
     }
@@ -238,7 +242,7 @@ impl<'f, 'a> Placing<'f, 'a> {
             let jump = piece.code.get(leave.index).ok_or(Unplaceable::NoExit)?;
             let site = self
                 .site(jump, edge, Distance::AT_SLOT, RETURN_NOT_FINAL)
-                .ok_or(Unplaceable::Undecodable(jump.ip()))?;
+                .ok_or(Unplaceable::Unprobeable(jump.ip()))?;
             self.exits.push((site, name(Exit::TailCall(callee.name))));
         }
         Ok(())
@@ -311,7 +315,7 @@ impl<'f, 'a> Placing<'f, 'a> {
         if let Some(site) = self.early_exit(body, piece, leave, edge) {
             return Ok(site);
         }
-        self.site(ret, edge, Distance::AT_SLOT, 0).ok_or(Unplaceable::Undecodable(ret.ip()))
+        self.site(ret, edge, Distance::AT_SLOT, 0).ok_or(Unplaceable::Unprobeable(ret.ip()))
     }
 
     fn early_exit(&self, body: &Body, piece: &Piece, leave: &Leave, edge: Edge) -> Option<Site> {
@@ -719,6 +723,9 @@ mod tests {
         assert_eq!((site.vaddr, site.distance, site.class), (Vaddr(CODE + 4), 0, SiteClass::Emulated));
         assert_eq!(file.place("a"), Err(Unplaceable::Undecodable(CODE + 5)));
         assert_eq!(file.entry("b"), Err(Unplaceable::Absent));
+        // lock inc dword [rdi]; ret
+        let counts = fixture().function("a", &[0xf0, 0xff, 0x07, 0xc3], &[]);
+        assert_eq!(place(&counts), Err(Unplaceable::Unprobeable(CODE)));
     }
 
     #[test]
