@@ -103,7 +103,12 @@ fn take(observation: Observation, metrics: &Metrics, groups: &mut Groups) {
         Observation::Ready(latency) => metrics.attach_latency(latency),
         Observation::Missed { path, reason, error } => {
             metrics.worker_missed(reason);
-            warn!(path, reason, error, "a file could not be observed");
+            // Most processes that are gone at once are no CAD workers: counted, but no news.
+            if reason == "process_gone" {
+                debug!(path, "a process was gone before its file could be looked at");
+            } else {
+                warn!(path, reason, error, "a file could not be observed");
+            }
         }
         Observation::Dropped(reason) => metrics.records_dropped(reason, 1),
     }

@@ -89,9 +89,10 @@ impl Mappings {
         let mut samplers = Vec::new();
         for cpu in online_cpus() {
             let error = |source| MappingsError::Open { cpu, source };
+            // A watermark of one byte: `wakeup_events` counts samples only, and there are none.
             let mut builder = Builder::new(Software::DUMMY);
             builder.any_pid().one_cpu(cpu).include_kernel().include_hv();
-            builder.mmap(true).mmap2(true).comm(true).comm_exec(true).wakeup_events(1).enabled(true);
+            builder.mmap(true).mmap2(true).comm(true).comm_exec(true).wakeup_watermark(1).enabled(true);
             let sampler = builder.build().and_then(|counter| counter.sampled(BUFFER_BYTES)).map_err(error)?;
             samplers.push(sampler);
         }
