@@ -84,6 +84,9 @@ impl Plan {
 /// The file is no ELF file of this machine, or damaged.
 pub fn plan(bytes: &[u8], catalog: &Catalog, versions: &Versions) -> Result<Plan, Unreadable> {
     let elf = ElfFile::parse(bytes)?;
+    if elf.is_cut_off() {
+        return Err(Unreadable::Damaged("it ends before its segments do".to_owned()));
+    }
     let mut plan =
         Plan { has_freecad_config: elf.defines(identify::FREECAD_CONFIG_SYMBOL), ..Plan::default() };
     for probe in &catalog.probes {

@@ -22,6 +22,9 @@ use crate::view::{Exit, Skipped, TraceReport, WorkerReport, json, tree};
 
 /// How long the trace waits for the last records after the command has ended.
 const LAST_RECORDS: Duration = Duration::from_millis(20);
+/// What shells exit with for a command that is not there, or that cannot be executed.
+const NOT_FOUND: u8 = 127;
+const NOT_EXECUTABLE: u8 = 126;
 /// Columns when standard output is no terminal.
 const COLUMNS: usize = 120;
 
@@ -125,9 +128,14 @@ fn run_program(
     }
     nix::unistd::write(&opener, &[1]).context("cannot start the command")?;
     let spawned = spawned.join().map_err(|_| anyhow::anyhow!("cannot start the command"))?;
-    let (mut child, _) = spawned.with_context(|| {
-        format!("cannot run `{}`; is it installed and in PATH?", program.to_string_lossy())
-    })?;
+    let (mut child, _) = match spawned {
+        Ok(spawned) => spawned,
+        Err(error) => {
+            let program = program.to_string_lossy();
+            eprintln!("cadscope: cannot run `{program}`: {error}; is it installed, executable and in PATH?");
+            return Ok(if error.kind() == std::io::ErrorKind::NotFound { NOT_FOUND } else { NOT_EXECUTABLE });
+        }
+    };
     if child_pid.is_none() {
         observer.add_target(child.id())?;
         observer.scan(Some(&[child.id()]), &mut |observation| collected.take(observation));

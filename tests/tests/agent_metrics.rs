@@ -113,8 +113,10 @@ fn health_and_status_answer() -> Result<()> {
     let mut command = job.prepared();
     let mut child = Running(command.stdout(Stdio::null()).stdin(Stdio::null()).spawn()?);
     let pid = child.pid().to_string();
-    let seen = run::until("/status names the worker", Duration::from_secs(20), || {
-        agent.get("/status").ok().filter(|(_, body)| body.contains(&pid))
+    // A worker is one from its first library on; OCCT comes with the job's first import.
+    let seen = run::until("/status names the worker and its OCCT", Duration::from_secs(20), || {
+        let complete = |body: &str| body.contains(&pid) && body.contains(VERSIONS.1);
+        agent.get("/status").ok().filter(|(_, body)| complete(body))
     });
     job.stop()?;
     run::wait(&mut child.0, Duration::from_secs(60))?;

@@ -39,6 +39,7 @@ pub struct ElfFile<'a> {
     bytes: &'a [u8],
     entry: u64,
     segments: Vec<Segment>,
+    is_cut_off: bool,
     dynamic: Dynamic,
     static_symbols: Option<Table>,
     pub(super) frames: Option<Frames<'a>>,
@@ -126,7 +127,7 @@ impl<'a> ElfFile<'a> {
             return Err(damaged("program headers of no known form"));
         }
         let mut segments = Vec::new();
-        let (mut dynamic_at, mut table_at) = (None, None);
+        let (mut dynamic_at, mut table_at, mut is_cut_off) = (None, None, false);
         for index in 0..count {
             let at = program_headers.checked_add(index * 56).ok_or_else(|| damaged("program headers"))?;
             let field = |offset: u64| {
@@ -138,6 +139,7 @@ impl<'a> ElfFile<'a> {
             match elf::ProgramType(low32(head)) {
                 elf::PT_LOAD => {
                     let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+                    is_cut_off |= offset.checked_add(size).is_none_or(|end| end > length);
                     let size = size.min(length.saturating_sub(offset)).min(u64::MAX - vaddr);
                     segments.push(Segment {
                         vaddr,
@@ -158,6 +160,7 @@ impl<'a> ElfFile<'a> {
             bytes,
             entry,
             segments,
+            is_cut_off,
             dynamic: dynamic_at.map(|(offset, size)| Dynamic::read(bytes, offset, size)).unwrap_or_default(),
             static_symbols: None,
             frames: None,
@@ -282,6 +285,12 @@ impl<'a> ElfFile<'a> {
     pub(super) fn file_offset(&self, vaddr: u64) -> Option<FileOffset> {
         let segment = self.segment(vaddr).filter(|segment| segment.executable)?;
         segment.offset.checked_add(vaddr - segment.vaddr).map(FileOffset)
+    }
+
+    /// Whether the file ends before its segments do.
+    #[must_use]
+    pub const fn is_cut_off(&self) -> bool {
+        self.is_cut_off
     }
 
     /// The virtual address of a place in the file, if a code segment holds it; the start of a page that a segment shares
