@@ -158,6 +158,14 @@ fn check_pair(call: &Call, operation: &Operation, complaints: &mut Vec<String>) 
     if operation.end_ns < operation.start_ns {
         complain("ended before it began".to_owned());
     }
+    // A tail-calling function lasts until the one that it went on in has returned.
+    if let Some((start, end)) = call.clock_ns
+        && call.id.contains(".tail_")
+        && end - start > 1_500_000
+        && operation.duration_ns() < (end - start) / 2
+    {
+        complain(format!("took {} ns, reported {}", end - start, operation.duration_ns()));
+    }
     if let Some((_, end)) = call.clock_ns
         && (operation.start_ns > end || (call.how == "return" && operation.end_ns > end))
     {

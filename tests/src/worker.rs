@@ -113,7 +113,7 @@ impl Worker {
         let folder = crate::node::scratch()?;
         let file = folder.path().join("record");
         let mut command = Command::new(&self.program);
-        command.args(scenarios).env("TORTURE_RECORD", &file).env("TORTURE_SETTLE_MS", "500");
+        command.args(scenarios).env("TORTURE_RECORD", &file);
         let ended = run(&mut command, Duration::from_secs(60))?;
         Ok((ended, record::read(&file)?))
     }

@@ -50,7 +50,7 @@ int variadic(int n, ...) {
     va_end(list);
     return sum;
 }
-extern "C" int torture_c_name(int n) { return small(n) + 1; }
+extern "C" int torture_c_name(int n) { return n * 3 + 2; }
 
 int many_returns(int n) {
     if (n == 0) return 17;
@@ -66,7 +66,7 @@ int many_returns(int n) {
         if (sink % 7 == 3) return sink;
     }
     if (n == 4) {
-        nothing(4);
+        sink = 4;
         return 44;
     }
     if (n > 9) return -n;

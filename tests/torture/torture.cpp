@@ -4,7 +4,7 @@
 //   torture --catalog   the catalogue of its probed functions, for `cadscope --catalog`
 //
 // TORTURE_RECORD=FILE   where it writes its own record of all probed calls (record.hpp)
-// TORTURE_SETTLE_MS=N   how long it waits after the first dlopen of a file nobody has seen before
+// TORTURE_SETTLE_MS=N   how long it waits at its start and after the first dlopen: its files may be new to the observer
 #include <dlfcn.h>
 #include <errno.h>
 #include <signal.h>
@@ -31,6 +31,11 @@ namespace {
 using namespace torture;
 
 std::string program, folder;
+
+void settle() {
+    const char *ms = getenv("TORTURE_SETTLE_MS");
+    if (ms) usleep(useconds_t(atoi(ms)) * 1000);
+}
 
 // ---- no exception, no jump -------------------------------------------------------------------------------------
 
@@ -381,10 +386,6 @@ long spawn_self() {
     return sum;
 }
 
-void settle() {
-    const char *ms = getenv("TORTURE_SETTLE_MS");
-    if (ms) usleep(useconds_t(atoi(ms)) * 1000);
-}
 long call_plugin(void *library) {
     auto work = reinterpret_cast<int (*)(int)>(dlsym(library, "_ZN6plugin4workEi"));
     auto fails = reinterpret_cast<int (*)(int)>(dlsym(library, "_ZN6plugin5failsEi"));
@@ -692,6 +693,7 @@ int main(int count, char **arguments) {
     }
     record::start();
     install_handlers();
+    settle();
     for (int i = 1; i < count; i++) {
         bool found = false;
         for (const Scenario &s : scenarios) {
