@@ -131,7 +131,7 @@ fn a_worker_that_was_there_before_the_agent_is_observed() -> Result<()> {
 #[test]
 fn probes_of_a_file_that_nobody_maps_any_more_are_taken_away() -> Result<()> {
     let _node = require_root()?;
-    let agent = Agent::start::<&str>(&[])?;
+    let agent = Agent::start(&["--linger", "2"])?;
     let folder = scratch()?;
     let (program, libraries) = copy(folder.path())?;
     short_job(&program, &libraries)?.run(Duration::from_secs(60))?;
@@ -139,7 +139,7 @@ fn probes_of_a_file_that_nobody_maps_any_more_are_taken_away() -> Result<()> {
     let name = libraries.join("libTKBO.so.7.6.3").display().to_string();
     drop(folder);
     // A file may be kept for the next job of the same image, but not once it is gone from the disk for long.
-    run::until("the deleted file leaves /status", Duration::from_secs(180), || {
+    run::until("the deleted file leaves /status", Duration::from_secs(40), || {
         agent.get("/status").ok().filter(|(_, body)| !body.contains(&name)).map(|_| ())
     })
 }
