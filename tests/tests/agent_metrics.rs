@@ -114,7 +114,8 @@ fn health_and_status_answer() -> Result<()> {
     let mut child = Running(command.stdout(Stdio::null()).stdin(Stdio::null()).spawn()?);
     let pid = child.pid().to_string();
     let seen = run::until("/status names the worker", Duration::from_secs(20), || {
-        agent.get("/status").ok().filter(|(_, body)| body.contains(&pid))
+        let known = [&pid, VERSIONS.0, VERSIONS.1, "bool.api_build"]; // the versions come with the libraries
+        agent.get("/status").ok().filter(|(_, body)| known.iter().all(|k| body.contains(k)))
     });
     job.stop()?;
     run::wait(&mut child.0, Duration::from_secs(60))?;
