@@ -39,21 +39,19 @@ def drills(holes, height=9):
 
 
 def booleans():
-    for i in range(5):
-        timed("union", lambda: plate(3 + i).fuse(drills(3 + i)))
-    for i in range(4):
-        timed("cut", lambda: plate(4 + i).cut(drills(4 + i)))
-    for i in range(3):
-        timed("common", lambda: plate(5 + i).common(drills(5 + i)))
-    for i in range(2):
-        timed("section", lambda: plate(6 + i).section(drills(6 + i)))
+    for kind, first, count in (("union", 3, 5), ("cut", 4, 4), ("common", 5, 3), ("section", 6, 2)):
+        for holes in range(first, first + count):
+            base, tool = plate(holes), drills(holes)
+            call = {"union": base.fuse, "cut": base.cut, "common": base.common, "section": base.section}[kind]
+            timed(kind, lambda: call(tool))
 
 
 def features():
     box = Part.makeBox(10, 10, 10)
     for i in range(3):
-        timed("fillet", lambda: box.makeFillet(1 + i / 2, box.Edges[0:4]), contours=4)
-    timed("fillet", lambda: box.makeFillet(50, box.Edges[0:4]), contours=4)  # cannot be made
+        edges = box.Edges[0:4]
+        timed("fillet", lambda: box.makeFillet(1 + i / 2, edges), contours=4)
+    timed("fillet", lambda: box.makeFillet(50, edges), contours=4)  # cannot be made
     for i in range(2):
         timed("chamfer", lambda: box.makeChamfer(1 + i / 2, box.Edges[0:2]), contours=2)
 

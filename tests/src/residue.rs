@@ -11,8 +11,8 @@ use anyhow::{Context, Result, ensure};
 
 use crate::run::run;
 
-/// Ids of the BPF objects of one kind (`prog`, `link`, `map`) that belong to no process, or to a cadscope: those of
-/// other programs come and go while a test runs.
+/// Ids of the BPF objects of one kind (`prog`, `link`) that no living process holds: those of other programs come and
+/// go while a test runs, and what a dead agent left has no holder.
 ///
 /// # Errors
 /// bpftool is missing or fails.
@@ -21,12 +21,11 @@ pub fn bpf_ids(kind: &str) -> Result<BTreeSet<u64>> {
     let ended = run(Command::new(tool).args(["--json", kind, "list"]), Duration::from_secs(20))?;
     ensure!(ended.code == 0, "bpftool {kind} list: {}", ended.stderr);
     let list: Vec<serde_json::Value> = serde_json::from_str(&ended.stdout)?;
-    let others = |entry: &&serde_json::Value| {
+    let held = |entry: &&serde_json::Value| {
         let holders = entry.get("pids").and_then(serde_json::Value::as_array);
-        holders
-            .is_some_and(|h| !h.is_empty() && h.iter().all(|p| p.get("comm").is_none_or(|c| c != "cadscope")))
+        holders.is_some_and(|h| !h.is_empty())
     };
-    Ok(list.iter().filter(|e| !others(e)).filter_map(|entry| entry.get("id")?.as_u64()).collect())
+    Ok(list.iter().filter(|e| !held(e)).filter_map(|entry| entry.get("id")?.as_u64()).collect())
 }
 
 /// The executable mappings of a process: address range, offset in the file, file.
@@ -100,4 +99,17 @@ pub fn named_uprobes() -> Vec<String> {
         .filter_map(|p| std::fs::read_to_string(Path::new(p)).ok())
         .flat_map(|t| t.lines().map(str::to_owned).collect::<Vec<_>>())
         .collect()
+}
+
+/// Other observers on this node, whose probes cannot be told from ours: process id and name.
+#[must_use]
+pub fn other_observers() -> Vec<(u32, String)> {
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let named = processes.filter_map(|entry| {
+        let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+        let name = std::fs::read_to_string(entry.path().join("comm")).ok()?;
+        let name = name.trim();
+        matches!(name, "cadscope" | "bpftrace").then(|| (pid, name.to_owned()))
+    });
+    named.collect()
 }

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use cadscope_tests::agent::Agent;
 use cadscope_tests::freecad::Job;
 use cadscope_tests::node::{full, require_root};
-use cadscope_tests::residue::{altered_text, bpf_ids, named_uprobes};
+use cadscope_tests::residue::{altered_text, bpf_ids, named_uprobes, other_observers};
 use cadscope_tests::run::{self, Running};
 use nix::sys::signal::Signal;
 
@@ -44,6 +44,7 @@ fn an_agent_killed_many_times_harms_no_job_and_leaves_nothing_behind() -> Result
     let expected = short.run(Duration::from_secs(30))?.stdout;
     let endless = [Endless::start()?, Endless::start()?];
     std::thread::sleep(Duration::from_secs(1));
+    ensure!(other_observers().is_empty(), "other observers run on this node: {:?}", other_observers());
     let clean = altered_text(endless[0].child.pid())?;
     ensure!(
         clean.is_empty(),
@@ -80,7 +81,8 @@ fn an_agent_killed_many_times_harms_no_job_and_leaves_nothing_behind() -> Result
         gone.with_context(|| {
             let text = altered_text(endless[0].child.pid());
             format!(
-                "round {round}, after {life:?}: programs {:?}, links {:?}, text {text:?}",
+                "round {round}, after {life:?}; other observers (none may run) {:?}; programs {:?}, links {:?}, text {text:?}",
+                other_observers(),
                 bpf_ids("prog"),
                 bpf_ids("link")
             )
