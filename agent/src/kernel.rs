@@ -154,10 +154,13 @@ impl Kernel {
     /// # Errors
     /// What the kernel lacks or refuses.
     pub fn load(only_targets: bool, allow_multi: bool) -> Result<Self, KernelError> {
-        let offsets = offsets::read(KERNEL_BTF)?;
-        let multi = allow_multi && Self::has_uprobe_multi();
-        let settings =
-            Settings { offsets, only_targets: u32::from(only_targets), may_fault: u32::from(multi) };
+        let facts = offsets::read(KERNEL_BTF)?;
+        let multi = allow_multi && facts.has_uprobe_multi;
+        let settings = Settings {
+            offsets: facts.offsets,
+            only_targets: u32::from(only_targets),
+            may_fault: u32::from(multi),
+        };
         let mut ebpf =
             EbpfLoader::new().override_global("SETTINGS", bytes_of(&settings), true).load(OBJECT)?;
         let mut kernel_multi = Vec::new();
@@ -174,13 +177,6 @@ impl Kernel {
         let mut kernel = Self { ebpf, mode, multi: kernel_multi };
         kernel.attach_process_programs()?;
         Ok(kernel)
-    }
-
-    /// Whether this kernel has uprobe_multi links (Linux 6.6): its BTF names the link type.
-    fn has_uprobe_multi() -> bool {
-        btf_rs::Btf::from_file(KERNEL_BTF).is_ok_and(|btf| {
-            btf.resolve_ids_by_name("bpf_uprobe_multi_link").is_ok_and(|ids| !ids.is_empty())
-        })
     }
 
     fn attach_process_programs(&mut self) -> Result<(), KernelError> {

@@ -27,7 +27,10 @@ use crate::{
 };
 
 /// Operations that can end at one return: each but the innermost went on in the next by a tail call.
-const MAX_TAIL_CALLS: usize = 4;
+const MAX_TAIL_CALLS: usize = 3;
+
+/// Abandoned frames that one hit ends; the next hit goes on. The verifier walks every round of the loop.
+const MAX_ABANDONED: usize = 8;
 
 const CAPTURED: u32 = 1 << 31;
 
@@ -127,7 +130,7 @@ fn enter(ctx: &ProbeContext) -> Option<()> {
     let thread = thread_of(pid, tid)?;
     let abandoned = Ending { by: ended_by::JUMP, signal: 0, exception: 0, at_ns: start_ns };
     // A frame with this very slot is dead too, unless its function goes on in this one by a tail call.
-    if close_below(thread, tid, slot, true, abandoned) > 0 {
+    if close_below::<MAX_ABANDONED>(thread, tid, slot, true, abandoned) > 0 {
         count(Counter::Abandoned);
     }
     // SAFETY: the thread's state is touched by the thread itself only.
@@ -186,7 +189,7 @@ fn leave(ctx: &ProbeContext) -> Option<()> {
     };
     let slot = slot_of(ctx, cookie);
     let abandoned = Ending { by: ended_by::JUMP, signal: 0, exception: 0, at_ns: end_ns };
-    if close_below(thread, tid, slot, false, abandoned) > 0 {
+    if close_below::<MAX_ABANDONED>(thread, tid, slot, false, abandoned) > 0 {
         count(Counter::Abandoned);
     }
     let mut closed = false;
@@ -264,7 +267,7 @@ fn capture_of(thread: *mut Thread, tid: u32, depth: u32) -> Option<*mut Operatio
     // SAFETY: a map value that is never written.
     CAPTURES.insert(key, unsafe { &*zero }, 0).ok()?;
     // SAFETY: the thread's state is touched by the thread itself only.
-    unsafe { (*thread).captures |= 1 << (u64::from(depth) & 63) };
+    unsafe { (*thread).captures = (*thread).captures.max(depth + 1) };
     CAPTURES.get_ptr_mut(key).map(|capture| capture.cast())
 }
 
@@ -368,9 +371,15 @@ fn fetch_text(place: u8, blocks: u8, record: *mut Operation, address: u64) -> bo
 /// Ends the frames whose slot lies below `slot` on the same stack (or at it, if `at_too` and the frame's function does
 /// not go on by a tail call). Returns how many.
 #[inline(always)]
-pub fn close_below(thread: *mut Thread, tid: u32, slot: u64, at_too: bool, ending: Ending) -> u32 {
+pub fn close_below<const MOST: usize>(
+    thread: *mut Thread,
+    tid: u32,
+    slot: u64,
+    at_too: bool,
+    ending: Ending,
+) -> u32 {
     let mut closed = 0;
-    for _ in 0..MAX_DEPTH {
+    for _ in 0..MOST {
         // SAFETY: the thread's state is touched by the thread itself only.
         let depth = unsafe { (*thread).depth };
         if depth == 0 {
@@ -415,9 +424,10 @@ pub fn forget(thread: *mut Thread, tid: u32) {
     // SAFETY: the thread is gone or this is it.
     let captures = unsafe { (*thread).captures };
     for depth in 0..MAX_DEPTH as u32 {
-        if captures >> depth & 1 != 0 {
-            let _ = CAPTURES.remove(capture_key(tid, depth));
+        if depth >= captures {
+            break;
         }
+        let _ = CAPTURES.remove(capture_key(tid, depth));
     }
     let _ = THREADS.remove(tid);
 }

@@ -34,10 +34,8 @@ pub struct Thread {
     pub process: ProcessKey,
     /// Frames in use.
     pub depth: u32,
-    /// Zero.
-    pub padding: u32,
-    /// Bit n: an entry `(tid, n)` exists in `CAPTURES`.
-    pub captures: u64,
+    /// Entries `(tid, n)` exist in `CAPTURES` for n below this.
+    pub captures: u32,
     /// The frames.
     pub frames: [Frame; MAX_DEPTH],
 }

@@ -61,7 +61,7 @@ fn caught(ctx: &ProbeContext) -> Option<()> {
     emit::quiet(&record);
     // A callee's slot is at most the stack pointer with which the catching function calls; frames at it are dead.
     let ending = Ending { by: ended_by::EXCEPTION, signal: 0, exception: at_ns, at_ns };
-    close_below(thread, tid, sp + 1, false, ending);
+    close_below::<MAX_DEPTH>(thread, tid, sp + 1, false, ending);
     Some(())
 }
 
@@ -113,7 +113,7 @@ fn jump(ctx: &ProbeContext) -> Option<()> {
     };
     if plausible(target) {
         let ending = Ending { by: ended_by::JUMP, signal: 0, exception: 0, at_ns: now_ns() };
-        close_below(thread, tid, target, false, ending);
+        close_below::<MAX_DEPTH>(thread, tid, target, false, ending);
     }
     Some(())
 }

@@ -19,14 +19,30 @@ pub enum OffsetError {
     Missing(String),
 }
 
-/// Reads all offsets from the BTF in `path` (`/sys/kernel/btf/vmlinux`).
+/// What the running kernel's BTF says.
+#[derive(Clone, Copy, Debug)]
+pub struct KernelFacts {
+    /// Where the programs read.
+    pub offsets: KernelOffsets,
+    /// Whether it has uprobe_multi links (Linux 6.6): its BTF names their type.
+    pub has_uprobe_multi: bool,
+}
+
+/// Reads the BTF in `path` (`/sys/kernel/btf/vmlinux`).
 ///
 /// # Errors
 /// No BTF, or a member that this agent needs is missing.
-pub fn read(path: &str) -> Result<KernelOffsets, OffsetError> {
-    let btf = Btf::from_file(path)
-        .map_err(|error| OffsetError::NoBtf { path: path.to_owned(), reason: error.to_string() })?;
-    let of = |structure: &str, path: &[&str]| offset_of(&btf, structure, path);
+pub fn read(path: &str) -> Result<KernelFacts, OffsetError> {
+    let no_btf = |reason: String| OffsetError::NoBtf { path: path.to_owned(), reason };
+    // Read whole first: read piecemeal it takes 250,000 seeks.
+    let bytes = std::fs::read(path).map_err(|error| no_btf(error.to_string()))?;
+    let btf = Btf::from_bytes(&bytes).map_err(|error| no_btf(error.to_string()))?;
+    let multi = btf.resolve_ids_by_name("bpf_uprobe_multi_link");
+    Ok(KernelFacts { offsets: offsets(&btf)?, has_uprobe_multi: multi.is_ok_and(|ids| !ids.is_empty()) })
+}
+
+fn offsets(btf: &Btf) -> Result<KernelOffsets, OffsetError> {
+    let of = |structure: &str, path: &[&str]| offset_of(btf, structure, path);
     Ok(KernelOffsets {
         task_group_leader: of("task_struct", &["group_leader"])?,
         task_start_boottime: of("task_struct", &["start_boottime"])?,
