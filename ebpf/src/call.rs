@@ -194,24 +194,26 @@ fn leave(ctx: &ProbeContext) -> Option<()> {
     }
     let mut closed = false;
     let register = cookie.return_register();
-    let returned = match register {
-        0 => register!(ctx, rax),
-        1 => register!(ctx, rcx),
-        2 => register!(ctx, rdx),
-        3 => register!(ctx, rbx),
-        5 => register!(ctx, rbp),
-        6 => register!(ctx, rsi),
-        7 => register!(ctx, rdi),
-        8 => register!(ctx, r8),
-        9 => register!(ctx, r9),
-        10 => register!(ctx, r10),
-        11 => register!(ctx, r11),
-        12 => register!(ctx, r12),
-        13 => register!(ctx, r13),
-        14 => register!(ctx, r14),
-        15 => register!(ctx, r15),
-        _ => 0,
-    };
+    // An array, not a match: the verifier would walk the rest once for each register.
+    let by_number = [
+        register!(ctx, rax),
+        register!(ctx, rcx),
+        register!(ctx, rdx),
+        register!(ctx, rbx),
+        0,
+        register!(ctx, rbp),
+        register!(ctx, rsi),
+        register!(ctx, rdi),
+        register!(ctx, r8),
+        register!(ctx, r9),
+        register!(ctx, r10),
+        register!(ctx, r11),
+        register!(ctx, r12),
+        register!(ctx, r13),
+        register!(ctx, r14),
+        register!(ctx, r15),
+    ];
+    let returned = by_number[usize::from(register) & 15];
     let return_known = u64::from(register != RETURN_NOT_FINAL);
     let registers = Registers { args: [0; 6], returned, return_known };
     for _ in 0..MAX_TAIL_CALLS {

@@ -15,6 +15,10 @@ use crate::{
 
 const SIGNAL_GROUP_EXIT: u32 = 4;
 
+/// How a thread ends, by (the process ends) << 1 | (by a signal). Only exec kills single threads. A table, not a match:
+/// the verifier would walk the rest once for each case.
+static ENDINGS: [u8; 4] = [ended_by::THREAD_EXIT, ended_by::EXEC, ended_by::PROCESS_EXIT, ended_by::SIGNAL];
+
 /// Reads a plain value from kernel memory; zero if it cannot be read.
 #[inline(always)]
 fn kernel<T: Copy + Default>(object: u64, offset: u32) -> T {
@@ -105,13 +109,9 @@ pub fn thread_exited(_ctx: RawTracePointContext) -> i32 {
     let number = (status & 0x7f) as u8;
     let at_ns = now_ns();
     if let Some(thread) = THREADS.get_ptr_mut(tid) {
-        let by = match (group || last, number) {
-            (true, 0) => ended_by::PROCESS_EXIT,
-            (true, _) => ended_by::SIGNAL,
-            // Only exec kills single threads.
-            (false, 1..) => ended_by::EXEC,
-            (false, 0) => ended_by::THREAD_EXIT,
-        };
+        let case = usize::from(group || last) << 1 | usize::from(number != 0);
+        // SAFETY: two bits, four entries.
+        let by = unsafe { core::ptr::read_volatile((&raw const ENDINGS).cast::<u8>().add(case & 3)) };
         let signal = if by == ended_by::SIGNAL { number } else { 0 };
         close_all(thread, tid, Ending { by, signal, exception: 0, at_ns });
         forget(thread, tid);
