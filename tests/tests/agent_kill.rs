@@ -44,7 +44,10 @@ fn an_agent_killed_many_times_harms_no_job_and_leaves_nothing_behind() -> Result
     let expected = short.run(Duration::from_secs(30))?.stdout;
     let endless = [Endless::start()?, Endless::start()?];
     std::thread::sleep(Duration::from_secs(1));
-    ensure!(other_observers().is_empty(), "other observers run on this node: {:?}", other_observers());
+    run::until("other observers on this node end", Duration::from_secs(120), || {
+        other_observers().is_empty().then_some(())
+    })
+    .with_context(|| format!("{:?}", other_observers()))?;
     let clean = altered_text(endless[0].child.pid())?;
     ensure!(
         clean.is_empty(),
@@ -55,8 +58,8 @@ fn an_agent_killed_many_times_harms_no_job_and_leaves_nothing_behind() -> Result
 
     for round in 0..rounds {
         let mut agent = Agent::launch::<&str>(&[])?;
-        // From before it has attached anything to long after: 0.02 to 2 s.
-        let life = Duration::from_millis(20 + u64::from(round * 37 % 100) * 20);
+        // From before it has attached anything to long after: 0.02 to 5 s.
+        let life = Duration::from_millis(20 + u64::from(round * 37 % 100) * 50);
         let mut running =
             short.prepared().stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
         std::thread::sleep(life);
@@ -89,7 +92,10 @@ fn an_agent_killed_many_times_harms_no_job_and_leaves_nothing_behind() -> Result
         })?;
         ensure!(named_uprobes() == named, "round {round} left {:?}", named_uprobes());
     }
-    ensure!(probed > 0, "in no round had the agent attached to the workers: this test has shown nothing");
+    ensure!(
+        probed * 10 >= usize::try_from(rounds)?,
+        "in hardly any round had the agent attached to the workers: this test has shown nothing"
+    );
     eprintln!("{rounds} kills, {probed} of them with probes in place");
     let after = short.run(Duration::from_secs(30))?.stdout;
     ensure!(after == expected, "a job after all that prints {after}");
