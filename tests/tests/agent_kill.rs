@@ -37,6 +37,7 @@ impl Endless {
 }
 
 #[test]
+#[ignore = "minutes long"]
 fn an_agent_killed_many_times_harms_no_job_and_leaves_nothing_behind() -> Result<()> {
     let _node = require_root()?;
     let rounds: u32 = if full() { 100 } else { 20 };
@@ -106,6 +107,7 @@ fn an_agent_killed_many_times_harms_no_job_and_leaves_nothing_behind() -> Result
 }
 
 #[test]
+#[ignore = "minutes long"]
 fn an_agent_that_is_told_to_end_leaves_nothing_behind() -> Result<()> {
     let _node = require_root()?;
     let endless = Endless::start()?;
