@@ -76,10 +76,11 @@ impl RunningAgent {
         let begin = Instant::now();
         loop {
             let metrics = self.get("/metrics")?;
-            let ended: f64 = samples(&metrics)
-                .filter(|one| one.name == "freecad_worker_exits_total")
-                .map(|one| one.value)
-                .sum();
+            let sum = |name: &str| -> f64 {
+                samples(&metrics).filter(|one| one.name == name).map(|one| one.value).sum()
+            };
+            // Workers that were seen and are no more.
+            let ended = sum("cadscope_workers_seen_total") - sum("freecad_workers");
             if ended >= ended_workers {
                 return Ok(metrics);
             }
