@@ -1,7 +1,7 @@
 //! Turns planned files into placed probes: one set of links per file, whoever maps it, for as long as anybody does.
 //!
 //! Owns the table of files and the numbers of the probe programs. A file is looked at once; when no worker has mapped
-//! it for a while (`linger`), its probes are taken away, and they are put back from the kept plan when it returns.
+//! it for a while (`linger`), its probes are taken away and the file is closed; one that returns is looked at anew.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;

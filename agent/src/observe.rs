@@ -320,7 +320,7 @@ impl Observer {
 
     fn hold(&mut self, mapping: &Mapping, say: &mut dyn FnMut(Observation)) {
         match self.attacher.hold(&mut self.kernel, mapping.file, mapping.pid) {
-            Ok(_) => self.refresh(mapping.pid, mapping.file, say),
+            Ok(_) => self.refresh(mapping.pid, say),
             Err(error) => say(missed(mapping, &error)),
         }
     }
@@ -357,7 +357,7 @@ impl Observer {
     }
 
     /// Takes over what a newly mapped file says of a worker's versions.
-    fn refresh(&mut self, pid: u32, _file: FileId, say: &mut dyn FnMut(Observation)) {
+    fn refresh(&mut self, pid: u32, say: &mut dyn FnMut(Observation)) {
         let Some(live) = self.workers.get_mut(&pid) else { return };
         let versions = self.attacher.versions_of(pid);
         renew(live, &versions, say);

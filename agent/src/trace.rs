@@ -14,7 +14,6 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use nix::sys::signal::{SigSet, Signal};
 
-use crate::catalog::Catalog;
 use crate::config::{Target, TraceConfig, TraceFormat};
 use crate::observe::{Observation, Observer, ObserverOptions, now_ns};
 use crate::operation::{Operation, Worker};
@@ -83,7 +82,6 @@ fn exit_of(status: u32) -> Exit {
 /// # Errors
 /// The node lacks something, the command cannot be run, or the report cannot be written.
 pub fn run(config: &TraceConfig, options: ObserverOptions) -> anyhow::Result<u8> {
-    let catalog = Arc::clone(&options.catalog);
     let mut observer = Observer::start(ObserverOptions { only_targets: true, ..options })?;
     let mut collected = Collected::default();
     let (command, status) = match &config.target {
@@ -98,7 +96,7 @@ pub fn run(config: &TraceConfig, options: ObserverOptions) -> anyhow::Result<u8>
     };
     std::thread::sleep(LAST_RECORDS);
     observer.drain(&mut |observation| collected.take(observation));
-    let report = report(command, collected, &observer, &catalog);
+    let report = report(command, collected, &observer);
     write(config, &report)?;
     Ok(status)
 }
@@ -219,7 +217,7 @@ fn follow(pid: u32, observer: &mut Observer, collected: &mut Collected) -> anyho
     Ok(())
 }
 
-fn report(command: Vec<String>, collected: Collected, observer: &Observer, catalog: &Catalog) -> TraceReport {
+fn report(command: Vec<String>, collected: Collected, observer: &Observer) -> TraceReport {
     let mut losses = observer.losses();
     // Values that could not be read show in their operations; frames abandoned by a jump are not lost.
     losses.remove("frame_abandoned");
@@ -248,7 +246,6 @@ fn report(command: Vec<String>, collected: Collected, observer: &Observer, catal
         }
     }
     operations.sort_by_key(|operation| (operation.start_ns, operation.depth));
-    let _ = catalog;
     TraceReport { command, workers, operations, losses, skipped }
 }
 

@@ -1,5 +1,4 @@
-//! The two calls of bpf(2) that aya 0.14 lacks: loading a program for uprobe_multi, and its link. The other place with
-//! `unsafe` on the user side.
+//! The two calls of bpf(2) that aya 0.14 lacks: loading a program for uprobe_multi, and its link.
 
 use std::ffi::{CStr, CString};
 use std::io;

@@ -1,4 +1,4 @@
-//! Turns bytes into kernel records and back: one of the two places with `unsafe` on the user side.
+//! Turns bytes into kernel records and back. Its `unsafe` is the reinterpretation of plain bytes, nothing else.
 
 use cadscope_common::probe::ProbeProgram;
 use cadscope_common::record::{Exception, Life, Operation, ProcessKey};

@@ -1,3 +1,5 @@
+//! Turns recorded operations into expositions and checks what a scraper would read.
+
 use proptest::prelude::*;
 use prost::Message;
 

@@ -1,3 +1,5 @@
+//! Turns fixed reports into waterfalls and compares them with what a person should see.
+
 use std::sync::Arc;
 
 use super::*;
