@@ -167,8 +167,7 @@ impl Kernel {
     pub fn load(only_targets: bool, allow_multi: bool) -> Result<Self, KernelError> {
         let facts = offsets::read(KERNEL_BTF)?;
         let multi = allow_multi && facts.has_uprobe_multi;
-        let settings =
-            Settings { offsets: facts.offsets, only_targets: u32::from(only_targets), padding: 0 };
+        let settings = Settings { offsets: facts.offsets, only_targets: u32::from(only_targets), padding: 0 };
         let object = if multi { Cow::Borrowed(OBJECT) } else { Cow::Owned(bpf::without_sleep(OBJECT)?) };
         let mut ebpf =
             EbpfLoader::new().override_global("SETTINGS", bytes_of(&settings), true).load(&object)?;

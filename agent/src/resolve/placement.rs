@@ -789,9 +789,8 @@ mod tests {
         };
         let file = fixture().function("a", &hop(CODE, b), &[]).function("b", &hop(b, CODE), &[]).build();
         let file = ElfFile::parse(&file).unwrap();
-        let place = |probed: &[Vaddr]| {
-            file.place_with("a", FollowPolicy::Work, Placement::Cheapest, probed).unwrap()
-        };
+        let place =
+            |probed: &[Vaddr]| file.place_with("a", FollowPolicy::Work, Placement::Cheapest, probed).unwrap();
         let (alone, together) = (place(&[Vaddr(c)]), place(&[Vaddr(CODE), Vaddr(b)]));
         assert_eq!((alone.exits.len(), alone.tail_calls), (2, false));
         assert_eq!((together.exits.len(), together.tail_calls), (1, true));
