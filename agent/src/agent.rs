@@ -75,7 +75,7 @@ fn observe(mut observer: Observer, shared: &Shared, stop: &AtomicBool) {
     let mut tick = 0_u32;
     let mut received = 0;
     while !stop.load(Ordering::Relaxed) {
-        observer.poll(TICK, None, &mut feed);
+        observer.poll(TICK, &mut feed);
         shared.metrics().events_received(observer.received().saturating_sub(received));
         received = observer.received();
         tick = tick.wrapping_add(1);

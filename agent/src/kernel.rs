@@ -7,6 +7,8 @@
 pub mod bpf;
 pub mod offsets;
 pub mod plain;
+pub mod records;
+pub mod wait;
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -14,7 +16,7 @@ use std::ffi::CString;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
-use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf};
+use aya::maps::{Array, HashMap, Map, PerCpuArray, RingBuf};
 use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLinkId, UProbeScope};
 use aya::programs::{ProgramError, RawTracePoint, UProbe};
 use aya::{Ebpf, EbpfLoader};
@@ -25,6 +27,7 @@ use cadscope_common::settings::{COUNTERS, Settings};
 
 use self::offsets::OffsetError;
 use self::plain::{Raw, bytes_of};
+pub use self::records::Records;
 use crate::resolve::FileOffset;
 
 /// The object that agent/build.rs built.
@@ -210,9 +213,9 @@ impl Kernel {
     ///
     /// # Errors
     /// It was taken before.
-    pub fn take_events(&mut self) -> Result<RingBuf<MapData>, KernelError> {
+    pub fn take_events(&mut self) -> Result<Records, KernelError> {
         let map = self.ebpf.take_map("EVENTS").ok_or_else(|| no_map("EVENTS", "taken before"))?;
-        RingBuf::try_from(map).map_err(|error| no_map("EVENTS", &error.to_string()))
+        RingBuf::try_from(map).map(Records::new).map_err(|error| no_map("EVENTS", &error.to_string()))
     }
 
     /// Writes a probe program.
