@@ -17,9 +17,21 @@ use toml::{Table, Value};
 
 use crate::catalog::keys::{suggestion, unknown_key};
 use crate::catalog::{Catalog, CatalogError};
+use crate::job::{Names, Variables};
 
 /// Keys of the configuration file.
-pub const FILE_KEYS: [&str; 7] = ["catalog", "linger", "listen", "log_format", "probe", "proc", "sys"];
+pub const FILE_KEYS: [&str; 10] = [
+    "catalog",
+    "flow_type_env",
+    "job_id_env",
+    "linger",
+    "listen",
+    "log_format",
+    "probe",
+    "proc",
+    "request_id_env",
+    "sys",
+];
 
 /// The command line, as typed.
 #[derive(Clone, Debug, Parser)]
@@ -97,6 +109,15 @@ struct CommonArgs {
     /// Where the node's sysfs is mounted [env: CADSCOPE_SYS] [default: /sys]
     #[arg(long, global = true, value_name = "DIR")]
     sys: Option<PathBuf>,
+    /// Worker's variables (or baggage members) that hold the job's id [env: CADSCOPE_JOB_ID_ENV] [default: JOB_ID]
+    #[arg(long, global = true, value_name = "NAMES")]
+    job_id_env: Option<Names>,
+    /// The same for the request's id [env: CADSCOPE_REQUEST_ID_ENV] [default: REQUEST_ID]
+    #[arg(long, global = true, value_name = "NAMES")]
+    request_id_env: Option<Names>,
+    /// The same for the kind of job [env: CADSCOPE_FLOW_TYPE_ENV] [default: FLOW_TYPE]
+    #[arg(long, global = true, value_name = "NAMES")]
+    flow_type_env: Option<Names>,
 }
 
 #[derive(Clone, Debug, Subcommand)]
@@ -214,6 +235,8 @@ pub struct Config {
     pub proc: PathBuf,
     /// Mount point of the node's sysfs.
     pub sys: PathBuf,
+    /// The variables that say what a worker works on.
+    pub variables: Variables,
     /// The built-in probes and the user's.
     pub catalog: Catalog,
     /// What to do.
@@ -326,10 +349,16 @@ impl Config {
             common.config.or_else(|| env("CADSCOPE_CONFIG").filter(|v| !v.is_empty()).map(PathBuf::from));
         let file = path.map(ConfigFile::read).transpose()?;
         let sources = Sources { env: &env, file: file.as_ref() };
+        let default = Variables::default();
         Ok(Self {
             log_format: sources.setting(common.log_format, "log_format", LogFormat::Text)?,
             proc: sources.setting(common.proc, "proc", PathBuf::from("/proc"))?,
             sys: sources.setting(common.sys, "sys", PathBuf::from("/sys"))?,
+            variables: Variables {
+                job_id: sources.setting(common.job_id_env, "job_id_env", default.job_id)?,
+                request_id: sources.setting(common.request_id_env, "request_id_env", default.request_id)?,
+                flow_type: sources.setting(common.flow_type_env, "flow_type_env", default.flow_type)?,
+            },
             catalog: sources.catalog(common.catalog)?,
             command: sources.command(command)?,
         })

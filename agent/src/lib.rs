@@ -8,6 +8,7 @@
 
 pub mod value;
 pub mod catalog;
+pub mod job;
 pub mod config;
 pub mod identify;
 pub mod resolve;

@@ -17,6 +17,7 @@ use crate::attach::{Attacher, FileError, Seen};
 use crate::catalog::Catalog;
 use crate::discover::{self, FileId, Mapping, Mappings, MappingsError, Step};
 use crate::identify;
+use crate::job::{Job, Variables};
 use crate::kernel::{AttachMode, Kernel, KernelError};
 use crate::operation::{Operation, Worker};
 use crate::plan::Versions;
@@ -97,6 +98,7 @@ pub struct Observer {
     programs: HashMap<u32, Option<String>>,
     exceptions: Exceptions,
     proc: PathBuf,
+    variables: Variables,
     only: Option<HashSet<u32>>,
     reviewed_ns: u64,
     forgot_ns: u64,
@@ -110,6 +112,8 @@ pub struct ObserverOptions {
     pub catalog: Arc<Catalog>,
     /// Mount point of the node's procfs.
     pub proc: PathBuf,
+    /// The variables that say what a worker works on.
+    pub variables: Variables,
     /// How long probes stay on a file that no worker maps.
     pub linger: Duration,
     /// Observe only processes that are added as targets, and their descendants.
@@ -137,6 +141,7 @@ impl Observer {
             programs: HashMap::new(),
             exceptions: Exceptions::default(),
             proc: options.proc,
+            variables: options.variables,
             only: options.only_targets.then(HashSet::new),
             reviewed_ns: now,
             forgot_ns: now,
@@ -218,6 +223,7 @@ impl Observer {
                         workers: &mut self.workers,
                         exceptions: &mut self.exceptions,
                         proc: &self.proc,
+                        variables: &self.variables,
                     },
                     say,
                 ),
@@ -344,6 +350,7 @@ impl Observer {
             program,
             freecad_version: versions.freecad,
             occt_version: versions.occt,
+            job: job_of(&self.proc, pid, &self.variables),
         });
         let started_ns = executed.unwrap_or(now);
         self.workers
@@ -469,6 +476,7 @@ struct Parts<'a> {
     workers: &'a mut HashMap<u32, Live>,
     exceptions: &'a mut Exceptions,
     proc: &'a Path,
+    variables: &'a Variables,
 }
 
 impl Parts<'_> {
@@ -485,6 +493,7 @@ impl Parts<'_> {
                 program: discover::program_of(self.proc, process.pid),
                 freecad_version: of_file.freecad.clone(),
                 occt_version: of_file.occt.clone(),
+                job: job_of(self.proc, process.pid, self.variables),
             });
             say(Observation::Started(Arc::clone(&worker)));
             // A refusal shows when the process ends without notice: the review finds it.
@@ -548,6 +557,10 @@ fn missed(mapping: &Mapping, error: &FileError) -> Observation {
         FileError::Kernel(_) => "kernel_map",
     };
     Observation::Missed { path: mapping.path.clone(), reason, error: error.to_string() }
+}
+
+fn job_of(proc: &Path, pid: u32, variables: &Variables) -> Arc<Job> {
+    Arc::new(Job::from_environ(&discover::environ_of(proc, pid), variables))
 }
 
 /// What the files of a process say of its versions, without looking into its memory.
