@@ -6,6 +6,7 @@
 //! discover ─Worker→ identify ─Build→ resolve ─Sites→ attach ─links→ [kernel: pair] ─bytes→ receive ─Operation→ export, view
 //! ```
 
+pub mod clock;
 pub mod value;
 pub mod catalog;
 pub mod job;
