@@ -6,8 +6,10 @@
 //! discover ─Worker→ identify ─Build→ resolve ─Sites→ attach ─links→ [kernel: pair] ─bytes→ receive ─Operation→ export, view
 //! ```
 
+pub mod clock;
 pub mod value;
 pub mod catalog;
+pub mod job;
 pub mod config;
 pub mod identify;
 pub mod resolve;

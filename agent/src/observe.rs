@@ -14,6 +14,7 @@ use crate::attach::{Attacher, FileError, Seen};
 use crate::catalog::Catalog;
 use crate::discover::{self, FileId, Mapping, Mappings, MappingsError, Step};
 use crate::identify;
+use crate::job::{Job, Variables};
 use crate::kernel::{AttachMode, Kernel, KernelError, Records, wait};
 use crate::operation::{Operation, Worker};
 use crate::plan::Versions;
@@ -83,6 +84,7 @@ pub struct Observer {
     workers: Workers,
     exceptions: Exceptions,
     proc: PathBuf,
+    variables: Variables,
     targets: Targets,
     reviewed_ns: u64,
     forgot_ns: u64,
@@ -96,6 +98,8 @@ pub struct ObserverOptions {
     pub catalog: Arc<Catalog>,
     /// Mount point of the node's procfs.
     pub proc: PathBuf,
+    /// The variables that say what a worker works on.
+    pub variables: Variables,
     /// How long probes stay on a file that no worker maps.
     pub linger: Duration,
     /// Observe only processes that are added as targets, and their descendants.
@@ -122,6 +126,7 @@ impl Observer {
             workers: Workers::default(),
             exceptions: Exceptions::default(),
             proc: options.proc,
+            variables: options.variables,
             targets: Targets::new(!options.only_targets),
             reviewed_ns: now,
             forgot_ns: now,
@@ -254,8 +259,13 @@ impl Observer {
             discover::key_of(&self.proc, pid).unwrap_or(ProcessKey { pid, padding: 0, start_boottime_ns: 0 });
         let program = self.workers.program_of(pid).unwrap_or_else(|| discover::program_of(&self.proc, pid));
         let versions = self.attacher.versions_of(pid);
-        let worker =
-            Worker { process, program, freecad_version: versions.freecad, occt_version: versions.occt };
+        let worker = Worker {
+            process,
+            program,
+            freecad_version: versions.freecad,
+            occt_version: versions.occt,
+            job: job_of(&self.proc, pid, &self.variables),
+        };
         let live = self.workers.enter(worker, executed.unwrap_or(now));
         say(Observation::Started(Arc::clone(&live.worker)));
         // A refusal shows when the process ends without notice: the review finds it.
@@ -326,6 +336,7 @@ impl Observer {
                 program: discover::program_of(&self.proc, process.pid),
                 freecad_version: of_file.freecad.clone(),
                 occt_version: of_file.occt.clone(),
+                job: job_of(&self.proc, process.pid, &self.variables),
             };
             let live = self.workers.enter(worker, now_ns());
             live.settled = true;
@@ -415,6 +426,10 @@ fn missed(mapping: &Mapping, error: &FileError) -> Observation {
         FileError::Kernel(_) => "kernel_map",
     };
     Observation::Missed { path: mapping.path.clone(), reason, error: error.to_string() }
+}
+
+fn job_of(proc: &Path, pid: u32, variables: &Variables) -> Arc<Job> {
+    Arc::new(Job::from_environ(&discover::environ_of(proc, pid), variables))
 }
 
 /// What the files of a process say of its versions, without looking into its memory.
