@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use cadscope_common::record::ProcessKey;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::Mode;
+use nix::sys::statfs::{OVERLAYFS_SUPER_MAGIC, fstatfs};
 use procfs::process::{MMPermissions, MMapPath, Process};
 
 use crate::job::ENVIRON_BYTES;
@@ -57,6 +58,23 @@ pub fn open_mapped(proc: &Path, mapping: &Mapping) -> Result<File, OpenError> {
     Ok(file)
 }
 
+/// The identity of an open file that a mapping states.
+///
+/// Each mount of an overlay has a device of its own, but the containers of one image share its files, and the kernel
+/// places probes in what they share: there, the inode number and the time of the inode's last change tell a file. A
+/// container that writes to its file gets a copy with another time.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn identity(file: &File, stated: FileId) -> std::io::Result<FileId> {
+    if fstatfs(file)?.filesystem_type() != OVERLAYFS_SUPER_MAGIC {
+        return Ok(stated);
+    }
+    let metadata = file.metadata()?;
+    let changed_ns = metadata.ctime().saturating_mul(1_000_000_000).saturating_add(metadata.ctime_nsec());
+    Ok(FileId { major: 0, minor: 0, inode: metadata.ino(), changed_ns })
+}
+
 fn regular(file: File) -> Result<File, OpenError> {
     let metadata = file.metadata().map_err(|error| OpenError::Refused(error.to_string()))?;
     if metadata.is_file() { Ok(file) } else { Err(OpenError::NotRegular) }
@@ -77,6 +95,7 @@ pub fn mappings_of(proc: &Path, pid: u32) -> Vec<Mapping> {
                     major: u32::try_from(map.dev.0).ok()?,
                     minor: u32::try_from(map.dev.1).ok()?,
                     inode: map.inode,
+                    changed_ns: 0,
                 },
                 start: map.address.0,
                 end: map.address.1,

@@ -164,7 +164,12 @@ impl Observer {
     /// Waits until something happens or `timeout` is over, and says what happened.
     pub fn poll(&mut self, timeout: Duration, say: &mut dyn FnMut(Observation)) {
         let records = std::iter::once(self.records.descriptor());
-        wait::readable(self.mappings.descriptors().chain(records), timeout);
+        let changes = self.attacher.descriptor();
+        wait::readable(self.mappings.descriptors().chain(records).chain(changes), timeout);
+        for path in self.attacher.drop_changed() {
+            let error = "its probes were taken away, for they would now lie elsewhere".to_owned();
+            say(Observation::Missed { path, reason: "rewritten_in_place", error });
+        }
         self.drain(say);
         let now = now_ns();
         if now.saturating_sub(self.reviewed_ns) >= REVIEW_NS {
@@ -175,7 +180,7 @@ impl Observer {
             self.forgot_ns = now;
             self.attacher.forget_plain();
         }
-        self.attacher.sweep(&mut self.kernel, now);
+        self.attacher.sweep(now);
     }
 
     /// Takes everything that has arrived.
@@ -421,6 +426,7 @@ fn missed(mapping: &Mapping, error: &FileError) -> Observation {
         FileError::Open(discover::OpenError::Gone) => "process_gone",
         FileError::Open(_) => "file_not_opened",
         FileError::Read(_) => "file_not_read",
+        FileError::Changed => "file_changed",
         FileError::Elf(_) => "not_elf",
         FileError::Attach(_) => "attach_refused",
         FileError::Kernel(_) => "kernel_map",

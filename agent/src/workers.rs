@@ -135,7 +135,7 @@ mod tests {
             program: "freecadcmd".to_owned(),
             freecad_version: String::new(),
             occt_version: "7.6.3".to_owned(),
-            job: std::sync::Arc::default(),
+            job: Arc::default(),
         }
     }
 
