@@ -309,7 +309,8 @@ impl Observer {
                 // Mappings of its new program can have been reported before.
                 self.scan(Some(&[process.pid]), say);
             }
-            Event::Exited(process, status, at_ns) => self.end(process.pid, Some(status), at_ns, say),
+            Event::Exited(life) => self.end(life.process.pid, Some(life.status), life.at_ns, say),
+            Event::Resident(_) | Event::OutOfMemory(_) => {}
         }
     }
 

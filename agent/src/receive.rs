@@ -6,7 +6,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use cadscope_common::record::{
-    self, Exception, Life, OPERATION_BARE_BYTES, OPERATION_HEAD_BYTES, ProcessKey, ended_by, record_kind,
+    self, Exception, Life, OPERATION_BARE_BYTES, OPERATION_HEAD_BYTES, OutOfMemory, ProcessKey, Resident,
+    ended_by, record_kind,
 };
 
 use crate::attach::Slot;
@@ -47,8 +48,12 @@ pub enum Event {
     },
     /// A worker replaced its program.
     Executed(ProcessKey),
-    /// A worker ended, with the status of `wait`, at this time.
-    Exited(ProcessKey, u32, u64),
+    /// A worker ended.
+    Exited(Box<Life>),
+    /// A worker's memory is about to change.
+    Resident(Resident),
+    /// A process is killed because memory ran out.
+    OutOfMemory(OutOfMemory),
 }
 
 /// Reads one record.
@@ -78,9 +83,11 @@ pub fn read(bytes: &[u8]) -> Result<Event, Unreadable> {
             Ok(match kind {
                 record_kind::FORK => Event::Forked { parent: life.process, child: life.child },
                 record_kind::EXEC => Event::Executed(life.process),
-                _ => Event::Exited(life.process, life.status, life.at_ns),
+                _ => Event::Exited(Box::new(life)),
             })
         }
+        record_kind::RESIDENT => plain::read(bytes).map(Event::Resident).ok_or(Unreadable::Truncated),
+        record_kind::OUT_OF_MEMORY => plain::read(bytes).map(Event::OutOfMemory).ok_or(Unreadable::Truncated),
         _ => Err(Unreadable::UnknownKind),
     }
 }

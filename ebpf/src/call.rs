@@ -13,6 +13,7 @@ use aya_ebpf::{
 };
 use cadscope_common::{
     cookie::{Base, Cookie, Edge, RETURN_NOT_FINAL},
+    open::{CAPTURED, Frame, Thread},
     probe::{MAX_FETCHES, MAX_STEPS, ProbeProgram, TEXT_BLOCK, TEXT_BYTES, WORDS, base, edge, flags, kind},
     record::{OPERATION_BARE_BYTES, OPERATION_HEAD_BYTES, Operation, ended_by, record_kind},
     settings::{Counter, MAX_DEPTH},
@@ -21,9 +22,10 @@ use cadscope_common::{
 use crate::{
     emit,
     maps::{
-        CAPTURES, Frame, PROBES, TARGETS, THREADS, Thread, WORKERS, ZERO_CAPTURE, ZERO_THREAD, count, setting,
+        CAPTURES, Lowest, PROBES, RESIDENT, TARGETS, THREADS, WORKERS, ZERO_CAPTURE, ZERO_THREAD, count,
+        setting,
     },
-    process, user,
+    memory, task, user,
 };
 
 /// Operations that can end at one return: each but the innermost went on in the next by a tail call.
@@ -32,7 +34,8 @@ const MAX_TAIL_CALLS: usize = 3;
 /// Abandoned frames that one hit ends; the next hit goes on. The verifier walks every round of the loop.
 const MAX_ABANDONED: usize = 8;
 
-const CAPTURED: u32 = 1 << 31;
+/// Inserts only what is not there.
+const BPF_NOEXIST: u64 = 1;
 
 /// Frames further apart than this are taken to be on different stacks (a signal stack, a coroutine).
 pub const STACK_SPAN: u64 = 16 << 20;
@@ -49,6 +52,25 @@ pub struct Ending {
     pub exception: u64,
     /// When.
     pub at_ns: u64,
+    /// Resident pages of the process then, 0 = not known.
+    pub pages: u32,
+    /// The kernel's high-water mark of them.
+    pub mark_pages: u32,
+}
+
+impl Ending {
+    /// At this time, by a jump unless said otherwise.
+    #[inline(always)]
+    pub fn now(at_ns: u64) -> Self {
+        let (pages, mark_pages) = memory::resident_and_mark();
+        Self { pages, mark_pages, ..Self::gone(at_ns) }
+    }
+
+    /// The same for a process whose memory is gone.
+    #[inline(always)]
+    pub const fn gone(at_ns: u64) -> Self {
+        Self { by: ended_by::JUMP, signal: 0, exception: 0, at_ns, pages: 0, mark_pages: 0 }
+    }
 }
 
 /// Registers that fetches may start from.
@@ -128,7 +150,7 @@ fn enter(ctx: &ProbeContext) -> Option<()> {
     count(Counter::Entered);
     let slot = slot_of(ctx, cookie);
     let thread = thread_of(pid, tid)?;
-    let abandoned = Ending { by: ended_by::JUMP, signal: 0, exception: 0, at_ns: start_ns };
+    let abandoned = Ending::now(start_ns);
     // A frame with this very slot is dead too, unless its function goes on in this one by a tail call.
     if close_below::<MAX_ABANDONED>(thread, tid, slot, true, abandoned) > 0 {
         count(Counter::Abandoned);
@@ -163,7 +185,16 @@ fn enter(ctx: &ProbeContext) -> Option<()> {
     }
     let top = frame(thread, depth);
     // SAFETY: inside the thread's frames.
-    unsafe { *top = Frame { slot, start_ns, probe: cookie.probe(), state } };
+    unsafe {
+        *top = Frame {
+            slot,
+            start_ns,
+            probe: cookie.probe(),
+            state,
+            pages: abandoned.pages,
+            mark_pages: abandoned.mark_pages,
+        }
+    };
     // SAFETY: as above.
     unsafe { (*thread).depth = depth + 1 };
     Some(())
@@ -188,7 +219,7 @@ fn leave(ctx: &ProbeContext) -> Option<()> {
         return None;
     };
     let slot = slot_of(ctx, cookie);
-    let abandoned = Ending { by: ended_by::JUMP, signal: 0, exception: 0, at_ns: end_ns };
+    let abandoned = Ending::now(end_ns);
     if close_below::<MAX_ABANDONED>(thread, tid, slot, false, abandoned) > 0 {
         count(Counter::Abandoned);
     }
@@ -227,7 +258,7 @@ fn leave(ctx: &ProbeContext) -> Option<()> {
         if unsafe { (*top).slot } != slot {
             break;
         }
-        let ending = Ending { by: ended_by::RETURN, signal: 0, exception: 0, at_ns: end_ns };
+        let ending = Ending { by: ended_by::RETURN, ..abandoned };
         close_top(thread, tid, &ending, &registers);
         closed = true;
     }
@@ -250,11 +281,12 @@ fn thread_of(pid: u32, tid: u32) -> Option<*mut Thread> {
         return None;
     }
     let thread = THREADS.get_ptr_mut(tid)?;
-    let key = process::current(pid);
+    let key = task::current(pid);
     // SAFETY: the thread's state is touched by the thread itself only.
     unsafe { (*thread).process = key };
     // From its first call on, a process is a worker whose end is reported, however late the agent learns of it.
     let _ = WORKERS.insert(pid, key, 0);
+    let _ = RESIDENT.insert(pid, Lowest { pages: 0 }, BPF_NOEXIST);
     Some(thread)
 }
 
@@ -458,6 +490,8 @@ fn close_top_inner(
     let top = frame(thread, depth);
     // SAFETY: inside the thread's frames.
     let (start_ns, probe, state) = unsafe { ((*top).start_ns, (*top).probe, (*top).state) };
+    // SAFETY: as above.
+    let (entry_pages, entry_mark) = unsafe { ((*top).pages, (*top).mark_pages) };
     let program = PROBES.get_ptr(probe)?;
     // SAFETY: map values live as long as the program.
     if ending.at_ns.wrapping_sub(start_ns) < unsafe { (*program).min_duration_ns } {
@@ -506,6 +540,10 @@ fn close_top_inner(
         (*record).ended_by = ending.by;
         (*record).signal = ending.signal;
         (*record).text_len = text_len;
+        (*record).entry_pages = entry_pages;
+        (*record).exit_pages = ending.pages;
+        (*record).peak_pages = if ending.mark_pages > entry_mark { ending.mark_pages } else { 0 };
+        (*record).padding = 0;
     }
     let extra = u64::from(text_len).min(TEXT_BYTES as u64);
     match capture {

@@ -13,7 +13,7 @@ use crate::{
     call::{Ending, STACK_SPAN, close_below, ids, now_ns, register},
     emit,
     maps::{THREADS, setting},
-    process, user,
+    task, user,
 };
 
 /// `_Unwind_Exception` lies this far behind `exceptionType` in libstdc++'s and libc++abi's `__cxa_exception`.
@@ -48,7 +48,7 @@ fn caught(ctx: &ProbeContext) -> Option<()> {
     let mut record = Exception {
         kind: record_kind::EXCEPTION,
         tid,
-        process: process::current(pid),
+        process: task::current(pid),
         id: at_ns,
         type_name: [0; TYPE_NAME_BYTES],
     };
@@ -60,7 +60,7 @@ fn caught(ctx: &ProbeContext) -> Option<()> {
     }
     emit::quiet(&record);
     // A callee's slot is at most the stack pointer with which the catching function calls; frames at it are dead.
-    let ending = Ending { by: ended_by::EXCEPTION, signal: 0, exception: at_ns, at_ns };
+    let ending = Ending { by: ended_by::EXCEPTION, exception: at_ns, ..Ending::now(at_ns) };
     close_below::<MAX_DEPTH>(thread, tid, sp + 1, false, ending);
     Some(())
 }
@@ -107,13 +107,12 @@ fn jump(ctx: &ProbeContext) -> Option<()> {
     let target = if plausible(stored) {
         stored
     } else {
-        let fsbase = process::current_u64(setting!(offsets.task_fsbase));
+        let fsbase = task::current_u64(setting!(offsets.task_fsbase));
         let guard = user::read_u64(fsbase.wrapping_add(POINTER_GUARD))?;
         stored.rotate_right(0x11) ^ guard
     };
     if plausible(target) {
-        let ending = Ending { by: ended_by::JUMP, signal: 0, exception: 0, at_ns: now_ns() };
-        close_below::<MAX_DEPTH>(thread, tid, target, false, ending);
+        close_below::<MAX_DEPTH>(thread, tid, target, false, Ending::now(now_ns()));
     }
     Some(())
 }
