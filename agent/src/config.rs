@@ -19,7 +19,8 @@ use crate::catalog::keys::{suggestion, unknown_key};
 use crate::catalog::{Catalog, CatalogError};
 
 /// Keys of the configuration file.
-pub const FILE_KEYS: [&str; 7] = ["catalog", "linger", "listen", "log_format", "probe", "proc", "sys"];
+pub const FILE_KEYS: [&str; 8] =
+    ["attach", "catalog", "linger", "listen", "log_format", "probe", "proc", "sys"];
 
 /// The command line, as typed.
 #[derive(Clone, Debug, Parser)]
@@ -88,6 +89,9 @@ struct CommonArgs {
     /// How log lines are written to stderr [env: CADSCOPE_LOG_FORMAT] [default: text]
     #[arg(long, global = true, value_name = "FORMAT")]
     log_format: Option<LogFormat>,
+    /// How probes are placed: auto takes uprobe_multi where the kernel has it (6.6) [env: CADSCOPE_ATTACH] [default: auto]
+    #[arg(long, global = true, value_name = "HOW")]
+    attach: Option<Attach>,
     /// Adds the probes of a catalogue file; may be repeated [env: CADSCOPE_CATALOG, paths separated by `:`]
     #[arg(long, global = true, value_name = "FILE")]
     catalog: Vec<PathBuf>,
@@ -157,6 +161,15 @@ pub enum LogFormat {
     Json,
 }
 
+/// How probes are placed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Attach {
+    /// By uprobe_multi where the kernel has it, else by perf events.
+    Auto,
+    /// By perf events, as on kernels before 6.6.
+    PerfEvents,
+}
+
 /// What `trace` writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum TraceFormat {
@@ -192,6 +205,14 @@ impl FromStr for LogFormat {
     }
 }
 
+impl FromStr for Attach {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        <Self as ValueEnum>::from_str(text, false).map_err(|_| "is auto or perf-events".to_owned())
+    }
+}
+
 /// A time span of whole seconds, at most a day.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Seconds(u64);
@@ -210,6 +231,8 @@ impl FromStr for Seconds {
 pub struct Config {
     /// How log lines are written.
     pub log_format: LogFormat,
+    /// How probes are placed.
+    pub attach: Attach,
     /// Mount point of the node's procfs.
     pub proc: PathBuf,
     /// Mount point of the node's sysfs.
@@ -328,6 +351,7 @@ impl Config {
         let sources = Sources { env: &env, file: file.as_ref() };
         Ok(Self {
             log_format: sources.setting(common.log_format, "log_format", LogFormat::Text)?,
+            attach: sources.setting(common.attach, "attach", Attach::Auto)?,
             proc: sources.setting(common.proc, "proc", PathBuf::from("/proc"))?,
             sys: sources.setting(common.sys, "sys", PathBuf::from("/sys"))?,
             catalog: sources.catalog(common.catalog)?,

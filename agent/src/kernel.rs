@@ -10,6 +10,7 @@ pub mod plain;
 pub mod records;
 pub mod wait;
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::ffi::CString;
 use std::fs::File;
@@ -64,6 +65,9 @@ pub enum KernelError {
     /// The object itself is damaged.
     #[error("the built-in BPF object is damaged: {0}")]
     Object(String),
+    /// The same, as a file.
+    #[error("the built-in BPF object is damaged: {0}")]
+    ObjectFile(#[from] object::Error),
 }
 
 /// Why probes could not be placed in a file.
@@ -108,13 +112,18 @@ pub enum SiteProgram {
     Leave,
     /// A C++ exception has been caught.
     Caught,
+    /// A cleanup has ended and hands its exception on.
+    Resumed,
+    /// An exception is thrown.
+    Raised,
     /// longjmp is about to jump.
     Jumped,
 }
 
 impl SiteProgram {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Enter, Self::Leave, Self::Caught, Self::Jumped];
+    pub const ALL: [Self; 6] =
+        [Self::Enter, Self::Leave, Self::Caught, Self::Resumed, Self::Raised, Self::Jumped];
 
     /// The program for an edge.
     #[must_use]
@@ -130,6 +139,8 @@ impl SiteProgram {
             Self::Enter => "call_enter",
             Self::Leave => "call_leave",
             Self::Caught => "exception_caught",
+            Self::Resumed => "cleanup_ended",
+            Self::Raised => "exception_raised",
             Self::Jumped => "jumped",
         }
     }
@@ -164,11 +175,12 @@ impl Kernel {
         let settings = Settings {
             offsets: facts.offsets,
             only_targets: u32::from(only_targets),
-            may_fault: u32::from(multi),
             counted_cpus: if cpus.len() > MAX_COUNTED_CPUS { 1 } else { count_of(&cpus) },
+            padding: 0,
         };
+        let object = if multi { Cow::Borrowed(OBJECT) } else { Cow::Owned(bpf::without_sleep(OBJECT)?) };
         let mut ebpf =
-            EbpfLoader::new().override_global("SETTINGS", bytes_of(&settings), true).load(OBJECT)?;
+            EbpfLoader::new().override_global("SETTINGS", bytes_of(&settings), true).load(&object)?;
         let mut kernel_multi = Vec::new();
         let mode = if multi {
             kernel_multi = load_multi(&ebpf, &settings)?;
@@ -423,6 +435,11 @@ fn load_multi(ebpf: &Ebpf, settings: &Settings) -> Result<Vec<(SiteProgram, Owne
     let mut object = aya_obj::Object::parse(OBJECT).map_err(|error| damaged(&error))?;
     let globals = std::collections::HashMap::from([("SETTINGS", (bytes_of(settings), true))]);
     object.patch_map_data(globals).map_err(|error| damaged(&error))?;
+    let btf = match aya::features().btf() {
+        Some(features) => object.fixup_and_sanitize_btf(features).map_err(|error| damaged(&error))?,
+        None => None,
+    };
+    let types = btf.map(|btf| bpf::load_btf(&btf.to_bytes())).transpose().map_err(|error| damaged(&error))?;
     let text: HashSet<usize> = object.functions.keys().map(|(section, _)| *section).collect();
     let maps: Vec<(String, RawFd, aya_obj::Map)> = object
         .maps
@@ -438,7 +455,9 @@ fn load_multi(ebpf: &Ebpf, settings: &Settings) -> Result<Vec<(SiteProgram, Owne
         let name = program.name();
         let found = object.programs.get(name).ok_or_else(|| damaged(&name))?;
         let function = object.functions.get(&found.function_key()).ok_or_else(|| damaged(&name))?;
-        let fd = bpf::load_uprobe_multi(name, &function.instructions, &found.license, true)
+        let functions = &function.func_info.func_info;
+        let types = types.as_ref().map(|types| (types.as_fd(), functions.as_slice()));
+        let fd = bpf::load_uprobe_multi(name, &function.instructions, &found.license, types)
             .map_err(|error| KernelError::Program { program: name, reason: error.to_string() })?;
         loaded.push((program, fd));
     }

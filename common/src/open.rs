@@ -25,6 +25,20 @@ pub struct Frame {
     pub mark_pages: u32,
 }
 
+/// A C++ exception between its throw and its catch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Flight {
+    /// Its `_Unwind_Exception`.
+    pub header: u64,
+    /// Frames open when it was thrown, and not yet known to have been left. Only it can end them.
+    pub floor: u64,
+}
+
+/// Exceptions in flight at once on one thread that are told apart: all but the last were thrown before a destructor
+/// that threw and catches another.
+pub const MAX_FLIGHTS: usize = 4;
+
 /// The open calls of one thread, outermost first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
@@ -35,6 +49,10 @@ pub struct Thread {
     pub depth: u32,
     /// Entries `(tid, n)` exist in `CAPTURES` for n below this.
     pub captures: u32,
+    /// Exceptions in flight.
+    pub flights: u64,
+    /// They, innermost last.
+    pub flying: [Flight; MAX_FLIGHTS],
     /// The frames.
     pub frames: [Frame; MAX_DEPTH],
 }
@@ -51,5 +69,6 @@ pub struct Capture {
 }
 
 const _: () = assert!(size_of::<Frame>() == 32);
-const _: () = assert!(size_of::<Thread>() == 24 + MAX_DEPTH * size_of::<Frame>());
+const _: () =
+    assert!(size_of::<Thread>() == 32 + MAX_FLIGHTS * size_of::<Flight>() + MAX_DEPTH * size_of::<Frame>());
 const _: () = assert!(size_of::<Capture>() == size_of::<Operation>() + TEXT_BYTES);

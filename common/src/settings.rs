@@ -21,6 +21,10 @@ pub struct KernelOffsets {
     pub task_tgid: u32,
     /// `task_struct::thread.fsbase`.
     pub task_fsbase: u32,
+    /// `task_struct::sas_ss_sp`.
+    pub task_sas_ss_sp: u32,
+    /// `task_struct::sas_ss_size`.
+    pub task_sas_ss_size: u32,
     /// `signal_struct::live`.
     pub signal_live: u32,
     /// `signal_struct::group_exit_code`.
@@ -67,7 +71,7 @@ pub struct KernelOffsets {
 pub const ABSENT: u32 = u32::MAX;
 
 /// Fields of [`KernelOffsets`].
-pub const KERNEL_OFFSETS: usize = 27;
+pub const KERNEL_OFFSETS: usize = 29;
 
 impl KernelOffsets {
     /// All zero, for a static.
@@ -79,6 +83,8 @@ impl KernelOffsets {
         task_pid: 0,
         task_tgid: 0,
         task_fsbase: 0,
+        task_sas_ss_sp: 0,
+        task_sas_ss_size: 0,
         signal_live: 0,
         signal_group_exit_code: 0,
         signal_flags: 0,
@@ -112,16 +118,16 @@ pub struct Settings {
     pub offsets: KernelOffsets,
     /// 1 = only processes in `TARGETS` and their descendants are observed.
     pub only_targets: u32,
-    /// 1 = the programs may sleep: memory that is not resident is paged in.
-    pub may_fault: u32,
     /// CPUs whose share of a counter is added to it; 1 = only that of the CPU it is read on.
     pub counted_cpus: u32,
+    /// Zero.
+    pub padding: u32,
 }
 
 impl Settings {
     /// All zero, for a static.
     pub const ZERO: Self =
-        Self { offsets: KernelOffsets::ZERO, only_targets: 0, may_fault: 0, counted_cpus: 0 };
+        Self { offsets: KernelOffsets::ZERO, only_targets: 0, counted_cpus: 0, padding: 0 };
 }
 
 /// The most CPUs whose shares are added up: each is a read at both ends of a call. On larger machines resident memory

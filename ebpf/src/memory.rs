@@ -43,8 +43,8 @@ const COUNTED: [usize; 3] = [0, 1, 3];
 const COUNTER_WORDS: usize = 20;
 
 /// Resident pages of an address space.
-#[inline(never)]
-fn pages_of(mm: u64) -> u64 {
+#[unsafe(no_mangle)]
+pub extern "C" fn pages_of(mm: u64) -> u64 {
     let stat = setting!(offsets.mm_rss_stat);
     if stat == ABSENT {
         return 0;
