@@ -50,6 +50,7 @@ mod decode;
 mod expression;
 mod file;
 pub(crate) mod keys;
+mod name;
 mod program;
 pub mod ranges;
 
@@ -62,9 +63,10 @@ pub use decode::demangle_type;
 pub use file::CatalogError;
 
 /// The files that the program brings along.
-const BUILTIN: [(&str, &str); 2] = [
+const BUILTIN: [(&str, &str); 3] = [
     ("built-in occt.toml", include_str!("catalog/occt.toml")),
     ("built-in freecad.toml", include_str!("catalog/freecad.toml")),
+    ("built-in script.toml", include_str!("catalog/script.toml")),
 ];
 
 /// All probes, in the order of their files.

@@ -17,10 +17,11 @@ use toml::{Table, Value};
 
 use crate::catalog::keys::{suggestion, unknown_key};
 use crate::catalog::{Catalog, CatalogError};
+use crate::flow_type::{self, Rule};
 
 /// Keys of the configuration file.
-pub const FILE_KEYS: [&str; 8] =
-    ["attach", "catalog", "linger", "listen", "log_format", "probe", "proc", "sys"];
+pub const FILE_KEYS: [&str; 10] =
+    ["attach", "catalog", "flow", "linger", "listen", "log_format", "pod_labels", "probe", "proc", "sys"];
 
 /// The command line, as typed.
 #[derive(Clone, Debug, Parser)]
@@ -114,6 +115,10 @@ enum CommandArgs {
         /// Seconds that probes stay on a file that no process maps [env: CADSCOPE_LINGER] [default: 60]
         #[arg(long, value_name = "SECONDS")]
         linger: Option<Seconds>,
+        /// Whether metrics about workers carry namespace, pod and container
+        /// [env: CADSCOPE_POD_LABELS] [default: true]
+        #[arg(long, value_name = "BOOL")]
+        pod_labels: Option<bool>,
     },
     /// Runs or follows one process and prints its operations: nesting, duration, outcome
     #[command(after_help = TRACE_EXAMPLES)]
@@ -237,6 +242,8 @@ pub struct Config {
     pub proc: PathBuf,
     /// Mount point of the node's sysfs.
     pub sys: PathBuf,
+    /// Which command lines are which kind of job.
+    pub flow_rules: Vec<Rule>,
     /// The built-in probes and the user's.
     pub catalog: Catalog,
     /// What to do.
@@ -263,6 +270,8 @@ pub struct AgentConfig {
     pub listen: SocketAddr,
     /// How long probes stay on a file that no process maps.
     pub linger: Duration,
+    /// Whether metrics about workers carry the labels of their pod.
+    pub pod_labels: bool,
 }
 
 /// Settings of `cadscope trace`.
@@ -354,6 +363,7 @@ impl Config {
             attach: sources.setting(common.attach, "attach", Attach::Auto)?,
             proc: sources.setting(common.proc, "proc", PathBuf::from("/proc"))?,
             sys: sources.setting(common.sys, "sys", PathBuf::from("/sys"))?,
+            flow_rules: sources.flow_rules()?,
             catalog: sources.catalog(common.catalog)?,
             command: sources.command(command)?,
         })
@@ -396,7 +406,12 @@ impl ConfigFile {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text.clone())),
             Some(Value::Integer(number)) => Ok(Some(number.to_string())),
-            Some(other) => Err(self.wrong(key, other, "is neither a text in quotes nor a whole number")),
+            Some(Value::Boolean(flag)) => Ok(Some(flag.to_string())),
+            Some(other) => Err(self.wrong(
+                key,
+                other,
+                "is neither a text in quotes nor a whole number nor true or false",
+            )),
         }
     }
 
@@ -472,14 +487,24 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
         Ok(catalog)
     }
 
+    fn flow_rules(&self) -> Result<Vec<Rule>, ConfigError> {
+        let Some(file) = self.file else { return Ok(Vec::new()) };
+        let rules = file.list("flow")?.iter().map(|value| {
+            let table = value.as_table().ok_or("is no table; begin each rule with [[flow]]".to_owned());
+            table.and_then(flow_type::rule).map_err(|problem| file.wrong("flow", value, &problem))
+        });
+        rules.collect()
+    }
+
     fn command(&self, command: CommandArgs) -> Result<Command, ConfigError> {
         Ok(match command {
-            CommandArgs::Agent { listen, linger } => {
+            CommandArgs::Agent { listen, linger, pod_labels } => {
                 let default = SocketAddr::from((Ipv4Addr::LOCALHOST, 9777));
                 let Seconds(linger) = self.setting(linger, "linger", Seconds(60))?;
                 Command::Agent(AgentConfig {
                     listen: self.setting(listen, "listen", default)?,
                     linger: Duration::from_secs(linger),
+                    pod_labels: self.setting(pod_labels, "pod_labels", true)?,
                 })
             }
             CommandArgs::Trace { output, format, pid, run } => {
@@ -543,8 +568,11 @@ mod tests {
         let config = load(&["agent"], &[]).unwrap();
         assert_eq!(config.log_format, LogFormat::Text);
         assert_eq!((config.proc.to_str(), config.sys.to_str()), (Some("/proc"), Some("/sys")));
-        let agent =
-            AgentConfig { listen: "127.0.0.1:9777".parse().unwrap(), linger: Duration::from_secs(60) };
+        let agent = AgentConfig {
+            listen: "127.0.0.1:9777".parse().unwrap(),
+            linger: Duration::from_secs(60),
+            pod_labels: true,
+        };
         assert_eq!(config.command, Command::Agent(agent));
         assert!(!config.catalog.probes.is_empty());
     }
@@ -623,7 +651,7 @@ mod tests {
         for sub in command.get_subcommands_mut() {
             help.push_str(&sub.render_long_help().to_string());
         }
-        for key in FILE_KEYS.iter().filter(|key| **key != "probe") {
+        for key in FILE_KEYS.iter().filter(|key| !["flow", "probe"].contains(key)) {
             let variable = format!("CADSCOPE_{}", key.to_ascii_uppercase());
             assert!(help.contains(&variable), "{variable}");
         }

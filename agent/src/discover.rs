@@ -1,5 +1,6 @@
 //! Turns processes and their executable mappings into candidates for observation, and opens their files safely.
 
+pub mod container;
 pub mod mappings;
 
 use std::fs::File;
@@ -11,6 +12,7 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::Mode;
 use procfs::process::{MMPermissions, MMapPath, Process};
 
+pub use self::container::{Containers, command_of, container_of};
 pub use self::mappings::{FileId, Mapping, Mappings, MappingsError, Step};
 
 /// Why a mapped file cannot be looked at.
@@ -125,6 +127,41 @@ fn open_below(root: &File, path: &Path) -> nix::Result<File> {
         .mode(Mode::empty())
         .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
     openat2(root, path, how).map(File::from)
+}
+
+/// The value of a variable in the environment that a process was started with; `""` if it has none.
+#[must_use]
+pub fn variable_of(proc: &Path, pid: u32, name: &str) -> String {
+    let environ = std::fs::read(proc.join(pid.to_string()).join("environ")).unwrap_or_default();
+    let value = environ.split(|byte| *byte == 0).find_map(|assignment| {
+        assignment.strip_prefix(name.as_bytes())?.strip_prefix(b"=").map(<[u8]>::to_vec)
+    });
+    value.map(|value| String::from_utf8_lossy(&value).into_owned()).unwrap_or_default()
+}
+
+/// What a process uses now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Time on all CPUs since its start.
+    pub cpu_ns: u64,
+    /// Resident memory.
+    pub resident_bytes: u64,
+    /// The most of it so far.
+    pub peak_bytes: u64,
+}
+
+/// What a process uses; `None` if it is gone.
+#[must_use]
+pub fn usage_of(proc: &Path, pid: u32) -> Option<Usage> {
+    let process = process(proc, pid)?;
+    let (stat, status) = (process.stat().ok()?, process.status().ok()?);
+    let tick_ns = 1_000_000_000 / procfs::ticks_per_second().max(1);
+    let bytes = |kib: Option<u64>| kib.unwrap_or(0).saturating_mul(1024);
+    Some(Usage {
+        cpu_ns: stat.utime.saturating_add(stat.stime).saturating_mul(tick_ns),
+        resident_bytes: bytes(status.vmrss),
+        peak_bytes: bytes(status.vmhwm),
+    })
 }
 
 /// Whether a process is there.

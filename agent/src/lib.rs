@@ -7,6 +7,10 @@
 //! ```
 
 pub mod value;
+pub mod memory;
+pub mod ending;
+pub mod container;
+pub mod flow_type;
 pub mod catalog;
 pub mod config;
 pub mod identify;
@@ -20,7 +24,9 @@ pub mod receive;
 pub mod group;
 pub mod workers;
 pub mod observe;
+pub mod flow;
 pub mod export;
+pub mod usage;
 pub mod view;
 pub mod preflight;
 pub mod coverage;

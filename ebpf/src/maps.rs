@@ -87,8 +87,7 @@ pub static RESIDENT: HashMap<u32, Lowest> = HashMap::with_max_entries(65536, NO_
 #[map]
 pub static FATES: HashMap<u32, Fate> = HashMap::with_max_entries(65536, NO_PREALLOC);
 
-/// Process id → its end, for processes that were not known as workers then; the agent asks for those that turn out to
-/// have been. The kernel forgets the least recently used.
+/// Process id → its end; the agent asks for those that were not known as workers then and turn out to have been. The kernel forgets the least recently used.
 #[map]
 pub static ENDED: LruHashMap<u32, Life> = LruHashMap::with_max_entries(4096, 0);
 

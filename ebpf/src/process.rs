@@ -186,13 +186,12 @@ pub fn thread_exited(_ctx: RawTracePointContext) -> i32 {
             life.fate = unsafe { *fate };
             let _ = FATES.remove(pid);
         }
+        // It may turn out to have been a worker, or be learnt of late.
+        let _ = ENDED.insert(pid, life, 0);
         if WORKERS.get_ptr(pid).is_some() {
             let _ = WORKERS.remove(pid);
             let _ = RESIDENT.remove(pid);
             emit::urgent(&life);
-        } else {
-            // It may turn out to have been a worker.
-            let _ = ENDED.insert(pid, life, 0);
         }
     }
     0

@@ -664,5 +664,7 @@ impl Collector for Batch {
     }
 }
 
+pub mod workers;
+
 #[cfg(test)]
 mod tests;

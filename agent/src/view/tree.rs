@@ -189,7 +189,7 @@ impl Page {
         if !self.out.is_empty() {
             self.out.push('\n');
         }
-        let Worker { process, program, freecad_version, occt_version } = report.worker.as_ref();
+        let Worker { process, program, freecad_version, occt_version, .. } = report.worker.as_ref();
         let separator = self.glyph(" · ", ", ");
         let program = fit(&clean(program, self.options.ascii), self.width / 4, self.options.ascii);
         self.paint(Style::Bold, &program);
