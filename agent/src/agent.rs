@@ -14,6 +14,7 @@ use self::feed::Feed;
 use crate::config::AgentConfig;
 use crate::export::http::{self, Shared, Status};
 use crate::export::metrics::{Metrics, MetricsOptions};
+use crate::export::traces::Traces;
 use crate::observe::{Observer, ObserverOptions};
 
 mod feed;
@@ -40,14 +41,15 @@ pub fn run(config: &AgentConfig, options: ObserverOptions) -> anyhow::Result<()>
     };
     let shared = Arc::new(Shared::new(metrics, status));
     let listener = runtime.block_on(http::bind(&config.listen.to_string()))?;
+    let traces = Traces::start(config)?;
     let observer = Observer::start(options)?;
     info!(listen = %listener.local_addr()?, kernel = observer.mode().as_str(), "observing");
     let stop = Arc::new(AtomicBool::new(false));
     let thread = {
-        let (shared, stop, config) = (Arc::clone(&shared), Arc::clone(&stop), config.clone());
-        std::thread::Builder::new()
-            .name("observe".to_owned())
-            .spawn(move || observe(observer, &config, &shared, &stop))?
+        let (shared, stop, pod_labels) = (Arc::clone(&shared), Arc::clone(&stop), config.pod_labels);
+        std::thread::Builder::new().name("observe".to_owned()).spawn(move || {
+            observe(observer, Feed::new(shared.metrics(), traces, pod_labels), &shared, &stop);
+        })?
     };
     runtime.block_on(async {
         let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
@@ -67,8 +69,7 @@ pub fn run(config: &AgentConfig, options: ObserverOptions) -> anyhow::Result<()>
     Ok(())
 }
 
-fn observe(mut observer: Observer, config: &AgentConfig, shared: &Shared, stop: &AtomicBool) {
-    let mut feed = Feed::new(shared.metrics(), config.pod_labels);
+fn observe(mut observer: Observer, mut feed: Feed<'_>, shared: &Shared, stop: &AtomicBool) {
     observer.scan(None, &mut |observation| feed.take(&observation));
     observer.drain(&mut |observation| feed.take(&observation));
     status::renew(&observer, shared, feed.oom_kills());
@@ -88,4 +89,5 @@ fn observe(mut observer: Observer, config: &AgentConfig, shared: &Shared, stop: 
         }
     }
     observer.drain(&mut |observation| feed.take(&observation));
+    feed.end(&observer);
 }

@@ -49,6 +49,7 @@
 mod decode;
 mod expression;
 mod file;
+mod kind;
 pub(crate) mod keys;
 mod name;
 mod program;

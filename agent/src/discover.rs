@@ -13,6 +13,8 @@ use nix::sys::stat::Mode;
 use procfs::process::{MMPermissions, MMapPath, Process};
 
 pub use self::container::{Containers, command_of, container_of};
+use crate::job::ENVIRON_BYTES;
+
 pub use self::mappings::{FileId, Mapping, Mappings, MappingsError, Step};
 
 /// Why a mapped file cannot be looked at.
@@ -121,22 +123,24 @@ pub fn read_below_root(proc: &Path, pid: u32, path: &Path, limit: u64) -> Option
     Some(bytes)
 }
 
+/// What a process was started with, `NAME=value` texts that end with NUL; empty if it is gone.
+#[must_use]
+pub fn environ_of(proc: &Path, pid: u32) -> Vec<u8> {
+    use std::io::Read;
+    let mut bytes = Vec::new();
+    if let Ok(file) = File::open(proc.join(pid.to_string()).join("environ")) {
+        // Half an environment is better than none.
+        let _ = file.take(ENVIRON_BYTES).read_to_end(&mut bytes);
+    }
+    bytes
+}
+
 fn open_below(root: &File, path: &Path) -> nix::Result<File> {
     let how = OpenHow::new()
         .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY)
         .mode(Mode::empty())
         .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
     openat2(root, path, how).map(File::from)
-}
-
-/// The value of a variable in the environment that a process was started with; `""` if it has none.
-#[must_use]
-pub fn variable_of(proc: &Path, pid: u32, name: &str) -> String {
-    let environ = std::fs::read(proc.join(pid.to_string()).join("environ")).unwrap_or_default();
-    let value = environ.split(|byte| *byte == 0).find_map(|assignment| {
-        assignment.strip_prefix(name.as_bytes())?.strip_prefix(b"=").map(<[u8]>::to_vec)
-    });
-    value.map(|value| String::from_utf8_lossy(&value).into_owned()).unwrap_or_default()
 }
 
 /// What a process uses now.

@@ -6,12 +6,14 @@
 //! discover ─Worker→ identify ─Build→ resolve ─Sites→ attach ─links→ [kernel: pair] ─bytes→ receive ─Operation→ export, view
 //! ```
 
+pub mod clock;
 pub mod value;
 pub mod memory;
 pub mod ending;
 pub mod container;
 pub mod flow_type;
 pub mod catalog;
+pub mod job;
 pub mod config;
 pub mod identify;
 pub mod resolve;

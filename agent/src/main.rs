@@ -36,6 +36,7 @@ fn run(config: Config) -> anyhow::Result<u8> {
         catalog: Arc::new(config.catalog),
         proc: config.proc,
         flow_rules: config.flow_rules,
+        variables: config.variables,
         linger: Duration::ZERO,
         only_targets: false,
         allow_multi: config.attach == Attach::Auto,

@@ -16,6 +16,7 @@ use crate::discover::{self, Containers, FileId, Mapping, Mappings, MappingsError
 use crate::ending::{End, How};
 use crate::flow_type;
 use crate::identify;
+use crate::job::{Job, Variables};
 use crate::kernel::{AttachMode, Kernel, KernelError, Records, wait};
 use crate::operation::{Operation, Worker};
 use crate::plan::Versions;
@@ -26,8 +27,6 @@ use crate::workers::{Live, Targets, Workers};
 const REVIEW_NS: u64 = 10_000_000_000;
 /// How often uninteresting files are forgotten, in nanoseconds.
 const FORGET_NS: u64 = 300_000_000_000;
-/// The variable that says what kind of job a worker does.
-const FLOW_TYPE: &str = "FLOW_TYPE";
 /// Where Debian's package database lies below the root of a worker, and how much of it is read.
 const DPKG_STATUS: &str = "var/lib/dpkg/status";
 const DPKG_BYTES: u64 = 16 << 20;
@@ -91,6 +90,7 @@ pub struct Observer {
     containers: Containers,
     flow_rules: Vec<flow_type::Rule>,
     proc: PathBuf,
+    variables: Variables,
     targets: Targets,
     reviewed_ns: u64,
     forgot_ns: u64,
@@ -106,6 +106,8 @@ pub struct ObserverOptions {
     pub proc: PathBuf,
     /// Which command lines are which kind of job.
     pub flow_rules: Vec<flow_type::Rule>,
+    /// The variables that say what a worker works on.
+    pub variables: Variables,
     /// How long probes stay on a file that no worker maps.
     pub linger: Duration,
     /// Observe only processes that are added as targets, and their descendants.
@@ -134,6 +136,7 @@ impl Observer {
             containers: Containers::default(),
             flow_rules: options.flow_rules,
             proc: options.proc,
+            variables: options.variables,
             targets: Targets::new(!options.only_targets),
             reviewed_ns: now,
             forgot_ns: now,
@@ -298,7 +301,7 @@ impl Observer {
         executed_ns: Option<u64>,
     ) -> Worker {
         let (proc, pid) = (&self.proc, process.pid);
-        let said = discover::variable_of(proc, pid, FLOW_TYPE);
+        let job = job_of(proc, pid, &self.variables);
         let command = discover::command_of(proc, pid);
         Worker {
             process,
@@ -306,8 +309,9 @@ impl Observer {
             freecad_version: versions.freecad,
             occt_version: versions.occt,
             executed_ns,
-            flow_type: flow_type::flow_type(&said, &command, &self.flow_rules),
+            flow_type: flow_type::flow_type(&job.flow_type, &command, &self.flow_rules),
             container: self.containers.of(proc, pid),
+            job,
         }
     }
 
@@ -518,6 +522,10 @@ fn missed(mapping: &Mapping, error: &FileError) -> Observation {
         FileError::Kernel(_) => "kernel_map",
     };
     Observation::Missed { path: mapping.path.clone(), reason, error: error.to_string() }
+}
+
+fn job_of(proc: &Path, pid: u32, variables: &Variables) -> Arc<Job> {
+    Arc::new(Job::from_environ(&discover::environ_of(proc, pid), variables))
 }
 
 /// What the files of a process say of its versions, without looking into its memory.

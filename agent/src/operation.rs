@@ -8,6 +8,7 @@ use cadscope_common::record::ProcessKey;
 
 use crate::catalog::Probe;
 use crate::container::Container;
+use crate::job::Job;
 use crate::memory::Memory;
 pub use crate::value::{Outcome, Value};
 
@@ -67,4 +68,6 @@ pub struct Worker {
     pub flow_type: String,
     /// Where it runs; empty on a plain host.
     pub container: Arc<Container>,
+    /// What it works on; that of its parent where it forked.
+    pub job: Arc<Job>,
 }

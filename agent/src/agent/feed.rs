@@ -10,6 +10,7 @@ use crate::ending::{End, How, Limit, OutOfMemory, signal_name};
 use crate::export::http::OomStatus;
 use crate::export::metrics::Metrics;
 use crate::export::metrics::workers::WorkerLabels;
+use crate::export::traces::Traces;
 use crate::flow::Flows;
 use crate::group::Groups;
 use crate::observe::{Observation, Observer, now_ns};
@@ -24,17 +25,19 @@ pub(super) struct Feed<'a> {
     metrics: &'a Metrics,
     pod_labels: bool,
     groups: Groups,
+    traces: Traces,
     flows: Flows,
     usages: Usages,
     oom_kills: VecDeque<OomStatus>,
 }
 
 impl<'a> Feed<'a> {
-    pub(super) fn new(metrics: &'a Metrics, pod_labels: bool) -> Self {
+    pub(super) fn new(metrics: &'a Metrics, traces: Traces, pod_labels: bool) -> Self {
         Self {
             metrics,
             pod_labels,
             groups: Groups::default(),
+            traces,
             flows: Flows::new(boottime_ns()),
             usages: Usages::default(),
             oom_kills: VecDeque::new(),
@@ -43,6 +46,7 @@ impl<'a> Feed<'a> {
 
     pub(super) fn take(&mut self, observation: &Observation) {
         let metrics = self.metrics;
+        self.traces.see(observation);
         self.flows.see(observation, now_ns(), |step| metrics.flow(&step));
         match observation {
             Observation::Operation(operation) => {
@@ -56,7 +60,8 @@ impl<'a> Feed<'a> {
             Observation::Renewed(_) => {}
             Observation::Ended { worker, end, .. } => {
                 let pid = worker.process.pid;
-                self.groups.end(pid, |operation, nested| metrics.record(&operation, nested));
+                let traces = &self.traces;
+                self.groups.end(pid, |operation, nested| traces.record(metrics, &operation, nested));
                 self.ended(worker, end);
             }
             Observation::Ready(latency) => metrics.attach_latency(*latency),
@@ -132,6 +137,7 @@ impl<'a> Feed<'a> {
 
     /// To be called a few times a second.
     pub(super) fn tick(&mut self) {
+        self.traces.tick(self.metrics);
         self.flows.tick(now_ns(), |step| self.metrics.flow(&step));
     }
 
@@ -151,6 +157,12 @@ impl<'a> Feed<'a> {
         }
         self.metrics.worker_memory(self.usages.used());
         self.metrics.forget_cpu(&self.usages.kept(now));
+    }
+
+    /// Ends what is fed.
+    pub(super) fn end(self, observer: &Observer) {
+        let running = observer.workers().filter(|live| live.announced);
+        self.traces.end(running.map(|live| (&live.worker, live.started_ns)), now_ns());
     }
 
     pub(super) fn oom_kills(&mut self) -> &[OomStatus] {
