@@ -24,6 +24,8 @@ mod status;
 const TICK: Duration = Duration::from_millis(100);
 /// Ticks between two looks at what workers use.
 const USAGE_TICKS: u32 = 50;
+/// Ticks between two looks at what is in flight.
+const IN_FLIGHT_TICKS: u32 = 10;
 /// Ticks between two renewals of `/status`.
 const STATUS_TICKS: u32 = 5;
 
@@ -83,6 +85,9 @@ fn observe(mut observer: Observer, mut feed: Feed<'_>, shared: &Shared, stop: &A
         tick = tick.wrapping_add(1);
         if tick.is_multiple_of(STATUS_TICKS) {
             status::renew(&observer, shared, feed.oom_kills());
+        }
+        if tick.is_multiple_of(IN_FLIGHT_TICKS) {
+            shared.metrics().in_flight(&observer.in_flight());
         }
         if tick % USAGE_TICKS == 1 {
             feed.look_at_usage(&observer);

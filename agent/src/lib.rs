@@ -25,6 +25,7 @@ pub mod attach;
 pub mod receive;
 pub mod group;
 pub mod workers;
+pub mod in_flight;
 pub mod observe;
 pub mod flow;
 pub mod export;

@@ -16,6 +16,7 @@ use crate::discover::{self, Containers, FileId, Mapping, Mappings, MappingsError
 use crate::ending::{End, How};
 use crate::flow_type;
 use crate::identify;
+use crate::in_flight::{self, InFlight};
 use crate::job::{Job, Variables};
 use crate::kernel::{AttachMode, Kernel, KernelError, Records, wait};
 use crate::operation::{Operation, Worker};
@@ -446,6 +447,12 @@ impl Observer {
     /// The live workers.
     pub fn workers(&self) -> impl Iterator<Item = &Live> {
         self.workers.iter()
+    }
+
+    /// The operations that are open now.
+    #[must_use]
+    pub fn in_flight(&self) -> Vec<InFlight> {
+        in_flight::in_flight(&self.kernel, &self.attacher, &self.workers, now_ns())
     }
 
     /// The node's procfs.
