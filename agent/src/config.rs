@@ -17,12 +17,14 @@ use toml::{Table, Value};
 
 use crate::catalog::keys::{suggestion, unknown_key};
 use crate::catalog::{Catalog, CatalogError};
+use crate::flow_type::{self, Rule};
 use crate::job::{Names, Variables};
 
 /// Keys of the configuration file.
-pub const FILE_KEYS: [&str; 15] = [
+pub const FILE_KEYS: [&str; 17] = [
     "attach",
     "catalog",
+    "flow",
     "flow_type_env",
     "job_id_env",
     "linger",
@@ -31,6 +33,7 @@ pub const FILE_KEYS: [&str; 15] = [
     "min_span_duration",
     "otlp_endpoint",
     "otlp_protocol",
+    "pod_labels",
     "probe",
     "proc",
     "request_id_env",
@@ -143,6 +146,10 @@ enum CommandArgs {
         /// Seconds that probes stay on a file that no process maps [env: CADSCOPE_LINGER] [default: 60]
         #[arg(long, value_name = "SECONDS")]
         linger: Option<Seconds>,
+        /// Whether metrics about workers carry namespace, pod and container
+        /// [env: CADSCOPE_POD_LABELS] [default: true]
+        #[arg(long, value_name = "BOOL")]
+        pod_labels: Option<bool>,
         /// Collector that spans are sent to, as a URL [env: CADSCOPE_OTLP_ENDPOINT] [default: none]
         #[arg(long, value_name = "URL")]
         otlp_endpoint: Option<String>,
@@ -342,6 +349,8 @@ pub struct Config {
     pub proc: PathBuf,
     /// Mount point of the node's sysfs.
     pub sys: PathBuf,
+    /// Which command lines are which kind of job.
+    pub flow_rules: Vec<Rule>,
     /// The variables that say what a worker works on.
     pub variables: Variables,
     /// The built-in probes and the user's.
@@ -370,6 +379,8 @@ pub struct AgentConfig {
     pub listen: SocketAddr,
     /// How long probes stay on a file that no process maps.
     pub linger: Duration,
+    /// Whether metrics about workers carry the labels of their pod.
+    pub pod_labels: bool,
     /// Where spans go; `None`: none are made.
     pub otlp: Option<OtlpConfig>,
     /// Shorter operations have no span.
@@ -468,6 +479,7 @@ impl Config {
             attach: sources.setting(common.attach, "attach", Attach::Auto)?,
             proc: sources.setting(common.proc, "proc", PathBuf::from("/proc"))?,
             sys: sources.setting(common.sys, "sys", PathBuf::from("/sys"))?,
+            flow_rules: sources.flow_rules()?,
             variables: Variables {
                 job_id: sources.setting(common.job_id_env, "job_id_env", default.job_id)?,
                 request_id: sources.setting(common.request_id_env, "request_id_env", default.request_id)?,
@@ -515,7 +527,12 @@ impl ConfigFile {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text.clone())),
             Some(Value::Integer(number)) => Ok(Some(number.to_string())),
-            Some(other) => Err(self.wrong(key, other, "is neither a text in quotes nor a whole number")),
+            Some(Value::Boolean(flag)) => Ok(Some(flag.to_string())),
+            Some(other) => Err(self.wrong(
+                key,
+                other,
+                "is neither a text in quotes nor a whole number nor true or false",
+            )),
         }
     }
 
@@ -591,6 +608,15 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
         Ok(catalog)
     }
 
+    fn flow_rules(&self) -> Result<Vec<Rule>, ConfigError> {
+        let Some(file) = self.file else { return Ok(Vec::new()) };
+        let rules = file.list("flow")?.iter().map(|value| {
+            let table = value.as_table().ok_or("is no table; begin each rule with [[flow]]".to_owned());
+            table.and_then(flow_type::rule).map_err(|problem| file.wrong("flow", value, &problem))
+        });
+        rules.collect()
+    }
+
     /// The standard variables stand below ours.
     fn otlp(
         &self,
@@ -623,6 +649,7 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
             CommandArgs::Agent {
                 listen,
                 linger,
+                pod_labels,
                 otlp_endpoint,
                 otlp_protocol,
                 min_span_duration,
@@ -639,6 +666,7 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
                 Command::Agent(AgentConfig {
                     listen: self.setting(listen, "listen", default)?,
                     linger: Duration::from_secs(linger),
+                    pod_labels: self.setting(pod_labels, "pod_labels", true)?,
                     otlp: self.otlp(otlp_endpoint, otlp_protocol)?,
                     min_span_duration,
                     trace_ratio,
@@ -708,6 +736,7 @@ mod tests {
         let agent = AgentConfig {
             listen: "127.0.0.1:9777".parse().unwrap(),
             linger: Duration::from_secs(60),
+            pod_labels: true,
             otlp: None,
             min_span_duration: Duration::from_millis(1),
             trace_ratio: 1.0,
@@ -825,7 +854,7 @@ mod tests {
         for sub in command.get_subcommands_mut() {
             help.push_str(&sub.render_long_help().to_string());
         }
-        for key in FILE_KEYS.iter().filter(|key| **key != "probe") {
+        for key in FILE_KEYS.iter().filter(|key| !["flow", "probe"].contains(key)) {
             let variable = format!("CADSCOPE_{}", key.to_ascii_uppercase());
             assert!(help.contains(&variable), "{variable}");
         }

@@ -35,6 +35,7 @@ fn run(config: Config) -> anyhow::Result<u8> {
     let mut options = ObserverOptions {
         catalog: Arc::new(config.catalog),
         proc: config.proc,
+        flow_rules: config.flow_rules,
         variables: config.variables,
         linger: Duration::ZERO,
         only_targets: false,

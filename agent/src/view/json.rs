@@ -55,6 +55,11 @@ fn operation(operation: &Operation) -> Json {
         "exception": operation.exception.as_deref(),
         "signal": operation.signal,
         "values": values,
+        "memory": operation.memory.map(|memory| json!({
+            "entry_bytes": memory.entry_bytes,
+            "exit_bytes": memory.exit_bytes,
+            "peak_bytes": memory.peak_bytes,
+        })),
     })
 }
 
@@ -67,6 +72,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::memory::Memory;
     use crate::operation::Outcome;
     use crate::samples;
     use crate::view::Exit;
@@ -75,6 +81,7 @@ mod tests {
     fn a_report_has_the_documented_form() {
         let (probe, worker) = (Arc::new(samples::boolean()), samples::worker(7, "freecadcmd"));
         let mut failed = samples::operation(&probe, &worker, 1.0, 2.5);
+        failed.memory = Some(Memory { entry_bytes: 100, exit_bytes: None, peak_bytes: 300 });
         failed.values = [samples::int("operation", 2), samples::text("object", "Cut \u{1b}[2J")].into();
         failed.outcome = Outcome::Exception;
         failed.ended_by = "exception";
@@ -108,6 +115,7 @@ mod tests {
                 "probe": "bool.api_build", "name": "boolean 2", "outcome": "exception", "ended_by": "exception",
                 "exception": "Standard_Failure", "signal": null,
                 "values": {"operation": 2, "object": "Cut \u{1b}[2J"},
+                "memory": {"entry_bytes": 100, "exit_bytes": null, "peak_bytes": 300},
             }],
             "losses": {"ring_full": 3},
             "skipped": [{"file": "/l.so", "probe": "p", "reason": "r"}],
