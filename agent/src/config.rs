@@ -72,7 +72,8 @@ const TRACE_EXAMPLES: &str = "\
 Examples:
   cadscope trace -- freecadcmd job.py                   run it; exit with its exit status
   cadscope trace -p 4711                                follow a worker until it ends or Ctrl-C
-  cadscope trace --format json -o job.json -- python3 job.py";
+  cadscope trace --format html -o job.html -- python3 job.py
+  cadscope trace --format perfetto -o job.json -- python3 job.py    open it at ui.perfetto.dev";
 
 const PROBES_EXAMPLES: &str = "\
 Examples:
@@ -205,6 +206,10 @@ pub enum TraceFormat {
     Tree,
     /// One JSON document
     Json,
+    /// A file for ui.perfetto.dev
+    Perfetto,
+    /// One page for a browser, whole in itself
+    Html,
 }
 
 /// What `doctor` writes.

@@ -87,6 +87,13 @@ pub fn mappings_of(proc: &Path, pid: u32) -> Vec<Mapping> {
         .collect()
 }
 
+/// Resident bytes of a process now; `None` if it is gone.
+#[must_use]
+pub fn resident_bytes(proc: &Path, pid: u32) -> Option<u64> {
+    let pages = process(proc, pid)?.statm().ok()?.resident;
+    Some(pages.saturating_mul(procfs::page_size()))
+}
+
 /// Every process of the node.
 #[must_use]
 pub fn processes(proc: &Path) -> Vec<u32> {

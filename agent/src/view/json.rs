@@ -83,10 +83,10 @@ mod tests {
         let report = TraceReport {
             command: vec!["freecadcmd".to_owned(), "job.py".to_owned()],
             workers: vec![WorkerReport {
-                worker,
                 started_ns: 1,
                 ended_ns: 9,
                 exit: Some(Exit { code: Some(1), signal: None }),
+                ..WorkerReport::new(worker)
             }],
             operations: vec![failed],
             losses: [("ring_full".to_owned(), 3)].into(),
