@@ -77,7 +77,7 @@ fn observe(mut observer: Observer, traces: Traces, shared: &Shared, stop: &Atomi
     let mut tick = 0_u32;
     let mut received = 0;
     while !stop.load(Ordering::Relaxed) {
-        observer.poll(TICK, None, &mut |observation| feed.take(observation));
+        observer.poll(TICK, &mut |observation| feed.take(observation));
         feed.metrics.events_received(observer.received().saturating_sub(received));
         received = observer.received();
         feed.traces.tick(feed.metrics);

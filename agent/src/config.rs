@@ -20,7 +20,8 @@ use crate::catalog::{Catalog, CatalogError};
 use crate::job::{Names, Variables};
 
 /// Keys of the configuration file.
-pub const FILE_KEYS: [&str; 14] = [
+pub const FILE_KEYS: [&str; 15] = [
+    "attach",
     "catalog",
     "flow_type_env",
     "job_id_env",
@@ -109,6 +110,9 @@ struct CommonArgs {
     /// How log lines are written to stderr [env: CADSCOPE_LOG_FORMAT] [default: text]
     #[arg(long, global = true, value_name = "FORMAT")]
     log_format: Option<LogFormat>,
+    /// How probes are placed: auto takes uprobe_multi where the kernel has it (6.6) [env: CADSCOPE_ATTACH] [default: auto]
+    #[arg(long, global = true, value_name = "HOW")]
+    attach: Option<Attach>,
     /// Adds the probes of a catalogue file; may be repeated [env: CADSCOPE_CATALOG, paths separated by `:`]
     #[arg(long, global = true, value_name = "FILE")]
     catalog: Vec<PathBuf>,
@@ -199,6 +203,15 @@ pub enum LogFormat {
     Json,
 }
 
+/// How probes are placed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Attach {
+    /// By uprobe_multi where the kernel has it, else by perf events.
+    Auto,
+    /// By perf events, as on kernels before 6.6.
+    PerfEvents,
+}
+
 /// What `trace` writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum TraceFormat {
@@ -235,6 +248,14 @@ impl FromStr for LogFormat {
 
     fn from_str(text: &str) -> Result<Self, String> {
         <Self as ValueEnum>::from_str(text, false).map_err(|_| "is text or json".to_owned())
+    }
+}
+
+impl FromStr for Attach {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        <Self as ValueEnum>::from_str(text, false).map_err(|_| "is auto or perf-events".to_owned())
     }
 }
 
@@ -320,6 +341,8 @@ pub enum OtlpProtocol {
 pub struct Config {
     /// How log lines are written.
     pub log_format: LogFormat,
+    /// How probes are placed.
+    pub attach: Attach,
     /// Mount point of the node's procfs.
     pub proc: PathBuf,
     /// Mount point of the node's sysfs.
@@ -447,6 +470,7 @@ impl Config {
         let default = Variables::default();
         Ok(Self {
             log_format: sources.setting(common.log_format, "log_format", LogFormat::Text)?,
+            attach: sources.setting(common.attach, "attach", Attach::Auto)?,
             proc: sources.setting(common.proc, "proc", PathBuf::from("/proc"))?,
             sys: sources.setting(common.sys, "sys", PathBuf::from("/sys"))?,
             variables: Variables {

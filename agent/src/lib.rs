@@ -20,6 +20,7 @@ pub mod kernel;
 pub mod attach;
 pub mod receive;
 pub mod group;
+pub mod workers;
 pub mod observe;
 pub mod export;
 pub mod view;
