@@ -51,6 +51,7 @@ mod expression;
 mod file;
 mod kind;
 pub(crate) mod keys;
+mod name;
 mod program;
 pub mod ranges;
 
@@ -63,9 +64,10 @@ pub use decode::demangle_type;
 pub use file::CatalogError;
 
 /// The files that the program brings along.
-const BUILTIN: [(&str, &str); 2] = [
+const BUILTIN: [(&str, &str); 3] = [
     ("built-in occt.toml", include_str!("catalog/occt.toml")),
     ("built-in freecad.toml", include_str!("catalog/freecad.toml")),
+    ("built-in script.toml", include_str!("catalog/script.toml")),
 ];
 
 /// All probes, in the order of their files.

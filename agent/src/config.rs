@@ -17,12 +17,14 @@ use toml::{Table, Value};
 
 use crate::catalog::keys::{suggestion, unknown_key};
 use crate::catalog::{Catalog, CatalogError};
+use crate::flow_type::{self, Rule};
 use crate::job::{Names, Variables};
 
 /// Keys of the configuration file.
-pub const FILE_KEYS: [&str; 15] = [
+pub const FILE_KEYS: [&str; 17] = [
     "attach",
     "catalog",
+    "flow",
     "flow_type_env",
     "job_id_env",
     "linger",
@@ -31,6 +33,7 @@ pub const FILE_KEYS: [&str; 15] = [
     "min_span_duration",
     "otlp_endpoint",
     "otlp_protocol",
+    "pod_labels",
     "probe",
     "proc",
     "request_id_env",
@@ -156,6 +159,10 @@ enum CommandArgs {
         /// Share of the workers without a trace context that become a trace [env: CADSCOPE_TRACE_RATIO] [default: 1]
         #[arg(long, value_name = "0..1")]
         trace_ratio: Option<Ratio>,
+        /// Whether metrics about workers carry namespace, pod and container
+        /// [env: CADSCOPE_POD_LABELS] [default: true]
+        #[arg(long, value_name = "BOOL")]
+        pod_labels: Option<bool>,
     },
     /// Runs or follows one process and prints its operations: nesting, duration, outcome
     #[command(after_help = TRACE_EXAMPLES)]
@@ -349,6 +356,8 @@ pub struct Config {
     pub sys: PathBuf,
     /// The variables that say what a worker works on.
     pub variables: Variables,
+    /// Which command lines are which kind of job.
+    pub flow_rules: Vec<Rule>,
     /// The built-in probes and the user's.
     pub catalog: Catalog,
     /// What to do.
@@ -381,6 +390,8 @@ pub struct AgentConfig {
     pub min_span_duration: Duration,
     /// Share of the workers without a trace context that become a trace, 0 to 1.
     pub trace_ratio: f64,
+    /// Whether metrics about workers carry the labels of their pod.
+    pub pod_labels: bool,
 }
 
 /// Settings of `cadscope trace`.
@@ -478,6 +489,7 @@ impl Config {
                 request_id: sources.setting(common.request_id_env, "request_id_env", default.request_id)?,
                 flow_type: sources.setting(common.flow_type_env, "flow_type_env", default.flow_type)?,
             },
+            flow_rules: sources.flow_rules()?,
             catalog: sources.catalog(common.catalog)?,
             command: sources.command(command)?,
         })
@@ -520,7 +532,12 @@ impl ConfigFile {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text.clone())),
             Some(Value::Integer(number)) => Ok(Some(number.to_string())),
-            Some(other) => Err(self.wrong(key, other, "is neither a text in quotes nor a whole number")),
+            Some(Value::Boolean(flag)) => Ok(Some(flag.to_string())),
+            Some(other) => Err(self.wrong(
+                key,
+                other,
+                "is neither a text in quotes nor a whole number nor true or false",
+            )),
         }
     }
 
@@ -623,6 +640,15 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
         Ok(Some(OtlpConfig { endpoint, protocol: self.setting(protocol, "otlp_protocol", default)? }))
     }
 
+    fn flow_rules(&self) -> Result<Vec<Rule>, ConfigError> {
+        let Some(file) = self.file else { return Ok(Vec::new()) };
+        let rules = file.list("flow")?.iter().map(|value| {
+            let table = value.as_table().ok_or("is no table; begin each rule with [[flow]]".to_owned());
+            table.and_then(flow_type::rule).map_err(|problem| file.wrong("flow", value, &problem))
+        });
+        rules.collect()
+    }
+
     fn command(&self, command: CommandArgs) -> Result<Command, ConfigError> {
         Ok(match command {
             CommandArgs::Agent {
@@ -632,6 +658,7 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
                 otlp_protocol,
                 min_span_duration,
                 trace_ratio,
+                pod_labels,
             } => {
                 let default = SocketAddr::from((Ipv4Addr::LOCALHOST, 9777));
                 let Seconds(linger) = self.setting(linger, "linger", Seconds(60))?;
@@ -647,6 +674,7 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
                     otlp: self.otlp(otlp_endpoint, otlp_protocol)?,
                     min_span_duration,
                     trace_ratio,
+                    pod_labels: self.setting(pod_labels, "pod_labels", true)?,
                 })
             }
             CommandArgs::Trace { output, format, pid, run } => {
@@ -716,6 +744,7 @@ mod tests {
             otlp: None,
             min_span_duration: Duration::from_millis(1),
             trace_ratio: 1.0,
+            pod_labels: true,
         };
         assert_eq!(config.command, Command::Agent(agent));
         assert!(!config.catalog.probes.is_empty());
@@ -830,7 +859,7 @@ mod tests {
         for sub in command.get_subcommands_mut() {
             help.push_str(&sub.render_long_help().to_string());
         }
-        for key in FILE_KEYS.iter().filter(|key| **key != "probe") {
+        for key in FILE_KEYS.iter().filter(|key| !["flow", "probe"].contains(key)) {
             let variable = format!("CADSCOPE_{}", key.to_ascii_uppercase());
             assert!(help.contains(&variable), "{variable}");
         }

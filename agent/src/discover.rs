@@ -1,5 +1,6 @@
 //! Turns processes and their executable mappings into candidates for observation, and opens their files safely.
 
+pub mod container;
 pub mod mappings;
 
 use std::fs::File;
@@ -13,6 +14,7 @@ use procfs::process::{MMPermissions, MMapPath, Process};
 
 use crate::job::ENVIRON_BYTES;
 
+pub use self::container::{Containers, command_of, container_of};
 pub use self::mappings::{FileId, Mapping, Mappings, MappingsError, Step};
 
 /// Why a mapped file cannot be looked at.
@@ -146,6 +148,31 @@ fn open_below(root: &File, path: &Path) -> nix::Result<File> {
         .mode(Mode::empty())
         .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
     openat2(root, path, how).map(File::from)
+}
+
+/// What a process uses now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Time on all CPUs since its start.
+    pub cpu_ns: u64,
+    /// Resident memory.
+    pub resident_bytes: u64,
+    /// The most of it so far.
+    pub peak_bytes: u64,
+}
+
+/// What a process uses; `None` if it is gone.
+#[must_use]
+pub fn usage_of(proc: &Path, pid: u32) -> Option<Usage> {
+    let process = process(proc, pid)?;
+    let (stat, status) = (process.stat().ok()?, process.status().ok()?);
+    let tick_ns = 1_000_000_000 / procfs::ticks_per_second().max(1);
+    let bytes = |kib: Option<u64>| kib.unwrap_or(0).saturating_mul(1024);
+    Some(Usage {
+        cpu_ns: stat.utime.saturating_add(stat.stime).saturating_mul(tick_ns),
+        resident_bytes: bytes(status.vmrss),
+        peak_bytes: bytes(status.vmhwm),
+    })
 }
 
 /// Whether a process is there.

@@ -8,6 +8,10 @@
 
 pub mod clock;
 pub mod value;
+pub mod memory;
+pub mod ending;
+pub mod container;
+pub mod flow_type;
 pub mod catalog;
 pub mod job;
 pub mod config;
@@ -22,7 +26,9 @@ pub mod receive;
 pub mod group;
 pub mod workers;
 pub mod observe;
+pub mod flow;
 pub mod export;
+pub mod usage;
 pub mod view;
 pub mod preflight;
 pub mod coverage;

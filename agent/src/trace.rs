@@ -101,7 +101,7 @@ impl Collected {
                     report.worker = worker;
                 }
             }
-            Observation::Ended { worker, started_ns, ended_ns, status } => {
+            Observation::Ended { worker, started_ns, ended_ns, status, .. } => {
                 if let Some(report) = self.report(worker.process.pid) {
                     report.started_ns = report.started_ns.min(started_ns);
                     report.ended_ns = ended_ns;

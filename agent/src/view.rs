@@ -7,9 +7,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use cadscope_common::record::ProcessKey;
-use nix::sys::signal::Signal;
 
 use self::forest::Node;
+use crate::ending::signal_name;
 use crate::operation::{Operation, Outcome, Worker};
 
 mod bar;
@@ -122,7 +122,7 @@ fn ending(operation: &Operation) -> String {
         Outcome::Error if operation.ended_by == "jump" => "left by a jump".to_owned(),
         Outcome::Error => "failed".to_owned(),
         Outcome::Killed => match (operation.signal, operation.ended_by) {
-            (Some(signal), _) => format!("killed by {}", signal_name(signal)),
+            (Some(signal), _) => format!("killed by {}", signal_name(Some(signal))),
             (None, "thread_exit") => "its thread ended".to_owned(),
             (None, "exec") => "replaced by exec".to_owned(),
             (None, _) => "its process ended".to_owned(),
@@ -133,15 +133,10 @@ fn ending(operation: &Operation) -> String {
 fn exit_text(exit: Option<Exit>) -> String {
     match exit {
         None => "still running".to_owned(),
-        Some(Exit { signal: Some(signal), .. }) => format!("killed by {}", signal_name(signal)),
+        Some(Exit { signal: Some(signal), .. }) => format!("killed by {}", signal_name(Some(signal))),
         Some(Exit { code: Some(code), .. }) => format!("exit {code}"),
         Some(Exit { code: None, signal: None }) => "ended".to_owned(),
     }
-}
-
-fn signal_name(signal: u8) -> String {
-    Signal::try_from(i32::from(signal))
-        .map_or_else(|_| format!("signal {signal}"), |signal| signal.as_str().to_owned())
 }
 
 /// What rows of one sort are called together.

@@ -676,5 +676,7 @@ impl Collector for Batch {
     }
 }
 
+pub mod workers;
+
 #[cfg(test)]
 mod tests;
