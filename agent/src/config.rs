@@ -21,7 +21,7 @@ use crate::flow_type::{self, Rule};
 use crate::job::{Names, Variables};
 
 /// Keys of the configuration file.
-pub const FILE_KEYS: [&str; 17] = [
+pub const FILE_KEYS: [&str; 19] = [
     "attach",
     "catalog",
     "flow",
@@ -37,6 +37,8 @@ pub const FILE_KEYS: [&str; 17] = [
     "probe",
     "proc",
     "request_id_env",
+    "source_samples",
+    "source_threshold",
     "sys",
     "trace_ratio",
 ];
@@ -134,6 +136,13 @@ struct CommonArgs {
     /// The same for the kind of job [env: CADSCOPE_FLOW_TYPE_ENV] [default: FLOW_TYPE]
     #[arg(long, global = true, value_name = "NAMES")]
     flow_type_env: Option<Names>,
+    /// Operations of at least this length say which line of the job called them
+    /// [env: CADSCOPE_SOURCE_THRESHOLD] [default: 250ms]
+    #[arg(long, global = true, value_name = "DURATION")]
+    source_threshold: Option<ShortTime>,
+    /// So many Python stacks are read a second, at most; 0 for none [env: CADSCOPE_SOURCE_SAMPLES] [default: 20]
+    #[arg(long, global = true, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(..=1000))]
+    source_samples: Option<u32>,
 }
 
 #[derive(Clone, Debug, Subcommand)]
@@ -325,6 +334,15 @@ impl FromStr for OtlpProtocol {
     }
 }
 
+/// Of which operations the Python stack is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SourceOptions {
+    /// Of those that take at least so long.
+    pub threshold: Duration,
+    /// So many a second at most; 0: none.
+    pub per_second: u32,
+}
+
 /// Where spans go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OtlpConfig {
@@ -356,6 +374,8 @@ pub struct Config {
     pub sys: PathBuf,
     /// The variables that say what a worker works on.
     pub variables: Variables,
+    /// Of which operations the Python stack is read.
+    pub sources: SourceOptions,
     /// Which command lines are which kind of job.
     pub flow_rules: Vec<Rule>,
     /// The built-in probes and the user's.
@@ -489,6 +509,7 @@ impl Config {
                 request_id: sources.setting(common.request_id_env, "request_id_env", default.request_id)?,
                 flow_type: sources.setting(common.flow_type_env, "flow_type_env", default.flow_type)?,
             },
+            sources: sources.sources(common.source_threshold, common.source_samples)?,
             flow_rules: sources.flow_rules()?,
             catalog: sources.catalog(common.catalog)?,
             command: sources.command(command)?,
@@ -638,6 +659,16 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
         let named = standard("EXPORTER_OTLP_TRACES_PROTOCOL").or_else(|| standard("EXPORTER_OTLP_PROTOCOL"));
         let default = named.map(|(name, protocol)| parse(name, &protocol)).transpose()?.unwrap_or(by_port);
         Ok(Some(OtlpConfig { endpoint, protocol: self.setting(protocol, "otlp_protocol", default)? }))
+    }
+
+    fn sources(
+        &self,
+        threshold: Option<ShortTime>,
+        per_second: Option<u32>,
+    ) -> Result<SourceOptions, ConfigError> {
+        let default = ShortTime(Duration::from_millis(250));
+        let ShortTime(threshold) = self.setting(threshold, "source_threshold", default)?;
+        Ok(SourceOptions { threshold, per_second: self.setting(per_second, "source_samples", 20)? })
     }
 
     fn flow_rules(&self) -> Result<Vec<Rule>, ConfigError> {

@@ -12,6 +12,7 @@ use cadscope_common::record::{Life, ProcessKey};
 
 use crate::attach::{Attacher, FileError, Seen};
 use crate::catalog::Catalog;
+use crate::config::SourceOptions;
 use crate::discover::{self, Containers, FileId, Mapping, Mappings, MappingsError, Step};
 use crate::ending::{End, How};
 use crate::flow_type;
@@ -21,6 +22,7 @@ use crate::kernel::{AttachMode, Kernel, KernelError, Records, wait};
 use crate::operation::{Operation, Worker};
 use crate::plan::Versions;
 use crate::receive::{self, Event, Exceptions};
+use crate::sources::Sources;
 use crate::workers::{Live, Targets, Workers};
 
 /// How often the mappings of workers are looked at again, in nanoseconds.
@@ -91,6 +93,7 @@ pub struct Observer {
     flow_rules: Vec<flow_type::Rule>,
     proc: PathBuf,
     variables: Variables,
+    sources: Sources,
     targets: Targets,
     reviewed_ns: u64,
     forgot_ns: u64,
@@ -106,6 +109,8 @@ pub struct ObserverOptions {
     pub proc: PathBuf,
     /// The variables that say what a worker works on.
     pub variables: Variables,
+    /// When the lines that called slow operations are looked for.
+    pub sources: SourceOptions,
     /// Which command lines are which kind of job.
     pub flow_rules: Vec<flow_type::Rule>,
     /// How long probes stay on a file that no worker maps.
@@ -137,6 +142,7 @@ impl Observer {
             flow_rules: options.flow_rules,
             proc: options.proc,
             variables: options.variables,
+            sources: Sources::new(options.sources),
             targets: Targets::new(!options.only_targets),
             reviewed_ns: now,
             forgot_ns: now,
@@ -188,6 +194,7 @@ impl Observer {
             self.forgot_ns = now;
             self.attacher.forget_plain();
         }
+        self.sources.look(&self.proc, &self.kernel, now);
         self.attacher.sweep(&mut self.kernel, now);
     }
 
@@ -348,6 +355,7 @@ impl Observer {
                 };
                 let worker = self.worker_of(record.process, &slot.versions, say);
                 let mut operation = receive::operation(&record, &slot, worker, &self.exceptions);
+                operation.source = self.sources.take(record.tid, record.start_ns, record.end_ns);
                 if let Some(live) = self.workers.get_mut(record.process.pid) {
                     live.did(&mut operation);
                 }
@@ -429,6 +437,7 @@ impl Observer {
         say: &mut dyn FnMut(Observation),
     ) {
         self.attacher.release(pid, ended_ns);
+        self.sources.end(pid);
         if let Some(mut live) = self.workers.end(pid, ended_ns) {
             announce(&mut live, say);
             let end = Box::new(end(&mut live));

@@ -293,7 +293,18 @@ fn attributes_of(operation: &Operation) -> Vec<KeyValue> {
         KeyValue::new("cad.outcome", operation.outcome.as_str()),
     ];
     if !function.is_empty() {
-        attributes.push(KeyValue::new("code.function.name", function));
+        attributes.push(KeyValue::new("cad.function", function.clone()));
+    }
+    // The line of the job where it is known, else what ran.
+    match &operation.source {
+        Some(source) => attributes.extend([
+            KeyValue::new("code.file.path", source.at.file.clone()),
+            KeyValue::new("code.line.number", i64::from(source.at.line)),
+            KeyValue::new("code.function.name", source.at.function.clone()),
+            KeyValue::new("code.stacktrace", source.to_string()),
+        ]),
+        None if function.is_empty() => {}
+        None => attributes.push(KeyValue::new("code.function.name", function)),
     }
     attributes.extend(of_worker(&operation.worker));
     if let Some(memory) = &operation.memory {

@@ -8,6 +8,7 @@ use serde_json::{Value as Json, json};
 use super::forest::{Node, duration_ns};
 use super::{TraceReport, WorkerReport, by_worker, ending, exit_text, kind, title, totals};
 use crate::operation::Value;
+use crate::python::Frame;
 
 /// The page around the data.
 const TEMPLATE: &str = include_str!("page.html");
@@ -78,6 +79,10 @@ fn of_worker(report: &WorkerReport, roots: &[Node<'_>], begin_ns: u64) -> Json {
     })
 }
 
+fn line(frame: &Frame) -> String {
+    format!("{}:{} {}", frame.file, frame.line, frame.function)
+}
+
 fn row(node: &Node<'_>, depth: usize, begin_ns: u64, rows: &mut Vec<Json>) {
     let operation = node.operation;
     let values: serde_json::Map<String, Json> = operation
@@ -103,6 +108,8 @@ fn row(node: &Node<'_>, depth: usize, begin_ns: u64, rows: &mut Vec<Json>) {
         "tid": operation.tid,
         "f": operation.probe.function,
         "v": values,
+        "line": operation.source.as_deref().map(|source| line(&source.at)),
+        "stack": operation.source.as_deref().map(|source| source.stack.iter().map(line).collect::<Vec<_>>()),
     }));
     for child in &node.children {
         row(child, depth + 1, begin_ns, rows);

@@ -85,6 +85,10 @@ fn slice(operation: &Operation, begin_ns: u64) -> Json {
     if let Some(exception) = &operation.exception {
         arguments.insert("exception".to_owned(), exception.as_ref().into());
     }
+    if let Some(source) = &operation.source {
+        arguments.insert("line".to_owned(), format!("{}:{}", source.at.file, source.at.line).into());
+        arguments.insert("stack".to_owned(), source.to_string().into());
+    }
     let group = operation.probe.id.split('.').next().unwrap_or_default();
     json!({
         "ph": "X", "cat": group, "name": kind(operation),

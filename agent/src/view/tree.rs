@@ -223,7 +223,12 @@ impl Page {
             Row::One(node) => {
                 let name = clean(&title(operation), self.options.ascii);
                 let orphan = if node.orphan { self.glyph("⋯ ", "... ") } else { "" };
-                (format!("{orphan}{name}"), self.ending(operation), duration_ns(operation), operation.end_ns)
+                (
+                    format!("{orphan}{name}{}", self.line(operation)),
+                    self.ending(operation),
+                    duration_ns(operation),
+                    operation.end_ns,
+                )
             }
             Row::Folded(nodes) => self.folded(nodes),
         };
@@ -266,6 +271,13 @@ impl Page {
         self.paint(if folded && style == Style::Plain { Style::Dim } else { Style::Plain }, &name);
         self.paint(if style == Style::Plain { Style::Bad } else { style }, &detail);
         self.end_line();
+    }
+
+    /// The line of the job that called it: the name of the file says enough here.
+    fn line(&self, operation: &Operation) -> String {
+        let Some(source) = &operation.source else { return String::new() };
+        let file = source.at.file.rsplit('/').next().unwrap_or_default();
+        clean(&format!("  {file}:{}", source.at.line), self.options.ascii)
     }
 
     /// Why it did not end well.

@@ -7,6 +7,7 @@ use cadscope_common::record::Fate;
 use super::*;
 use crate::ending::OutOfMemory;
 use crate::job::{Job, Variables};
+use crate::python::{Frame, Source};
 use crate::samples;
 
 const PARENT: &[u8] =
@@ -129,6 +130,7 @@ fn an_operation_says_what_it_was() {
             "thread.id=7",
             "cad.probe=bool.api_build",
             "cad.outcome=ok",
+            "cad.function=BRepAlgoAPI_BooleanOperation::Build",
             "code.function.name=BRepAlgoAPI_BooleanOperation::Build",
             "freecad.version=1.0.2",
             "occt.version=7.8.1",
@@ -152,6 +154,35 @@ fn an_operation_says_what_it_was() {
         "deployment.environment.name=test",
     ] {
         assert!(resource.iter().any(|attribute| attribute == wanted), "{wanted} in {resource:?}");
+    }
+}
+
+#[test]
+fn a_slow_operation_names_the_line_of_the_job() {
+    let (mut tracer, worker) = (tracer(0, 1.0), worker(7, b""));
+    let frame = |file: &str, line, function: &str| Frame {
+        file: file.to_owned(),
+        line,
+        function: function.to_owned(),
+    };
+    let stack = vec![
+        frame("/usr/lib/python3/dist-packages/cq.py", 9, "cut"),
+        frame("/jobs/gear.py", 12, "Gear.teeth"),
+    ];
+    let source = Source::new(stack).map(Arc::new);
+    let span = tracer.operation(&Operation { source, ..boolean(&worker, 1.0, 2.0) }).unwrap();
+    for (name, value) in [
+        ("code.file.path", "/jobs/gear.py"),
+        ("code.line.number", "12"),
+        ("code.function.name", "Gear.teeth"),
+        ("cad.function", "BRepAlgoAPI_BooleanOperation::Build"),
+        (
+            "code.stacktrace",
+            "Traceback (most recent call last):\n  File \"/jobs/gear.py\", line 12, in Gear.teeth\n  \
+             File \"/usr/lib/python3/dist-packages/cq.py\", line 9, in cut",
+        ),
+    ] {
+        assert_eq!(attribute(&span, name).as_deref(), Some(value));
     }
 }
 
