@@ -48,10 +48,10 @@ pub fn run(config: &AgentConfig, options: ObserverOptions) -> anyhow::Result<()>
     info!(listen = %listener.local_addr()?, kernel = observer.mode().as_str(), "observing");
     let stop = Arc::new(AtomicBool::new(false));
     let thread = {
-        let (shared, stop, pod_labels) = (Arc::clone(&shared), Arc::clone(&stop), config.pod_labels);
-        std::thread::Builder::new().name("observe".to_owned()).spawn(move || {
-            observe(observer, Feed::new(shared.metrics(), traces, pod_labels), &shared, &stop);
-        })?
+        let (shared, stop, config) = (Arc::clone(&shared), Arc::clone(&stop), config.clone());
+        std::thread::Builder::new()
+            .name("observe".to_owned())
+            .spawn(move || observe(observer, &config, traces, &shared, &stop))?
     };
     runtime.block_on(async {
         let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
@@ -71,7 +71,8 @@ pub fn run(config: &AgentConfig, options: ObserverOptions) -> anyhow::Result<()>
     Ok(())
 }
 
-fn observe(mut observer: Observer, mut feed: Feed<'_>, shared: &Shared, stop: &AtomicBool) {
+fn observe(mut observer: Observer, config: &AgentConfig, traces: Traces, shared: &Shared, stop: &AtomicBool) {
+    let mut feed = Feed::new(shared.metrics(), config.pod_labels, traces);
     observer.scan(None, &mut |observation| feed.take(&observation));
     observer.drain(&mut |observation| feed.take(&observation));
     status::renew(&observer, shared, feed.oom_kills());

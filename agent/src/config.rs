@@ -21,7 +21,7 @@ use crate::flow_type::{self, Rule};
 use crate::job::{Names, Variables};
 
 /// Keys of the configuration file.
-pub const FILE_KEYS: [&str; 17] = [
+pub const FILE_KEYS: [&str; 19] = [
     "attach",
     "catalog",
     "flow",
@@ -37,6 +37,8 @@ pub const FILE_KEYS: [&str; 17] = [
     "probe",
     "proc",
     "request_id_env",
+    "source_samples",
+    "source_threshold",
     "sys",
     "trace_ratio",
 ];
@@ -76,7 +78,8 @@ const TRACE_EXAMPLES: &str = "\
 Examples:
   cadscope trace -- freecadcmd job.py                   run it; exit with its exit status
   cadscope trace -p 4711                                follow a worker until it ends or Ctrl-C
-  cadscope trace --format json -o job.json -- python3 job.py";
+  cadscope trace --format html -o job.html -- python3 job.py
+  cadscope trace --format perfetto -o job.json -- python3 job.py    open it at ui.perfetto.dev";
 
 const PROBES_EXAMPLES: &str = "\
 Examples:
@@ -133,6 +136,13 @@ struct CommonArgs {
     /// The same for the kind of job [env: CADSCOPE_FLOW_TYPE_ENV] [default: FLOW_TYPE]
     #[arg(long, global = true, value_name = "NAMES")]
     flow_type_env: Option<Names>,
+    /// Operations of at least this length say which line of the job called them
+    /// [env: CADSCOPE_SOURCE_THRESHOLD] [default: 250ms]
+    #[arg(long, global = true, value_name = "DURATION")]
+    source_threshold: Option<ShortTime>,
+    /// So many Python stacks are read a second, at most; 0 for none [env: CADSCOPE_SOURCE_SAMPLES] [default: 20]
+    #[arg(long, global = true, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(..=1000))]
+    source_samples: Option<u32>,
 }
 
 #[derive(Clone, Debug, Subcommand)]
@@ -146,10 +156,6 @@ enum CommandArgs {
         /// Seconds that probes stay on a file that no process maps [env: CADSCOPE_LINGER] [default: 60]
         #[arg(long, value_name = "SECONDS")]
         linger: Option<Seconds>,
-        /// Whether metrics about workers carry namespace, pod and container
-        /// [env: CADSCOPE_POD_LABELS] [default: true]
-        #[arg(long, value_name = "BOOL")]
-        pod_labels: Option<bool>,
         /// Collector that spans are sent to, as a URL [env: CADSCOPE_OTLP_ENDPOINT] [default: none]
         #[arg(long, value_name = "URL")]
         otlp_endpoint: Option<String>,
@@ -162,6 +168,10 @@ enum CommandArgs {
         /// Share of the workers without a trace context that become a trace [env: CADSCOPE_TRACE_RATIO] [default: 1]
         #[arg(long, value_name = "0..1")]
         trace_ratio: Option<Ratio>,
+        /// Whether metrics about workers carry namespace, pod and container
+        /// [env: CADSCOPE_POD_LABELS] [default: true]
+        #[arg(long, value_name = "BOOL")]
+        pod_labels: Option<bool>,
     },
     /// Runs or follows one process and prints its operations: nesting, duration, outcome
     #[command(after_help = TRACE_EXAMPLES)]
@@ -225,6 +235,10 @@ pub enum TraceFormat {
     Tree,
     /// One JSON document
     Json,
+    /// A file for ui.perfetto.dev
+    Perfetto,
+    /// One page for a browser, whole in itself
+    Html,
 }
 
 /// What `doctor` writes.
@@ -320,6 +334,15 @@ impl FromStr for OtlpProtocol {
     }
 }
 
+/// Of which operations the Python stack is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SourceOptions {
+    /// Of those that take at least so long.
+    pub threshold: Duration,
+    /// So many a second at most; 0: none.
+    pub per_second: u32,
+}
+
 /// Where spans go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OtlpConfig {
@@ -349,10 +372,12 @@ pub struct Config {
     pub proc: PathBuf,
     /// Mount point of the node's sysfs.
     pub sys: PathBuf,
-    /// Which command lines are which kind of job.
-    pub flow_rules: Vec<Rule>,
     /// The variables that say what a worker works on.
     pub variables: Variables,
+    /// Of which operations the Python stack is read.
+    pub sources: SourceOptions,
+    /// Which command lines are which kind of job.
+    pub flow_rules: Vec<Rule>,
     /// The built-in probes and the user's.
     pub catalog: Catalog,
     /// What to do.
@@ -379,14 +404,14 @@ pub struct AgentConfig {
     pub listen: SocketAddr,
     /// How long probes stay on a file that no process maps.
     pub linger: Duration,
-    /// Whether metrics about workers carry the labels of their pod.
-    pub pod_labels: bool,
     /// Where spans go; `None`: none are made.
     pub otlp: Option<OtlpConfig>,
     /// Shorter operations have no span.
     pub min_span_duration: Duration,
     /// Share of the workers without a trace context that become a trace, 0 to 1.
     pub trace_ratio: f64,
+    /// Whether metrics about workers carry the labels of their pod.
+    pub pod_labels: bool,
 }
 
 /// Settings of `cadscope trace`.
@@ -479,12 +504,13 @@ impl Config {
             attach: sources.setting(common.attach, "attach", Attach::Auto)?,
             proc: sources.setting(common.proc, "proc", PathBuf::from("/proc"))?,
             sys: sources.setting(common.sys, "sys", PathBuf::from("/sys"))?,
-            flow_rules: sources.flow_rules()?,
             variables: Variables {
                 job_id: sources.setting(common.job_id_env, "job_id_env", default.job_id)?,
                 request_id: sources.setting(common.request_id_env, "request_id_env", default.request_id)?,
                 flow_type: sources.setting(common.flow_type_env, "flow_type_env", default.flow_type)?,
             },
+            sources: sources.sources(common.source_threshold, common.source_samples)?,
+            flow_rules: sources.flow_rules()?,
             catalog: sources.catalog(common.catalog)?,
             command: sources.command(command)?,
         })
@@ -608,15 +634,6 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
         Ok(catalog)
     }
 
-    fn flow_rules(&self) -> Result<Vec<Rule>, ConfigError> {
-        let Some(file) = self.file else { return Ok(Vec::new()) };
-        let rules = file.list("flow")?.iter().map(|value| {
-            let table = value.as_table().ok_or("is no table; begin each rule with [[flow]]".to_owned());
-            table.and_then(flow_type::rule).map_err(|problem| file.wrong("flow", value, &problem))
-        });
-        rules.collect()
-    }
-
     /// The standard variables stand below ours.
     fn otlp(
         &self,
@@ -644,16 +661,35 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
         Ok(Some(OtlpConfig { endpoint, protocol: self.setting(protocol, "otlp_protocol", default)? }))
     }
 
+    fn sources(
+        &self,
+        threshold: Option<ShortTime>,
+        per_second: Option<u32>,
+    ) -> Result<SourceOptions, ConfigError> {
+        let default = ShortTime(Duration::from_millis(250));
+        let ShortTime(threshold) = self.setting(threshold, "source_threshold", default)?;
+        Ok(SourceOptions { threshold, per_second: self.setting(per_second, "source_samples", 20)? })
+    }
+
+    fn flow_rules(&self) -> Result<Vec<Rule>, ConfigError> {
+        let Some(file) = self.file else { return Ok(Vec::new()) };
+        let rules = file.list("flow")?.iter().map(|value| {
+            let table = value.as_table().ok_or("is no table; begin each rule with [[flow]]".to_owned());
+            table.and_then(flow_type::rule).map_err(|problem| file.wrong("flow", value, &problem))
+        });
+        rules.collect()
+    }
+
     fn command(&self, command: CommandArgs) -> Result<Command, ConfigError> {
         Ok(match command {
             CommandArgs::Agent {
                 listen,
                 linger,
-                pod_labels,
                 otlp_endpoint,
                 otlp_protocol,
                 min_span_duration,
                 trace_ratio,
+                pod_labels,
             } => {
                 let default = SocketAddr::from((Ipv4Addr::LOCALHOST, 9777));
                 let Seconds(linger) = self.setting(linger, "linger", Seconds(60))?;
@@ -666,10 +702,10 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
                 Command::Agent(AgentConfig {
                     listen: self.setting(listen, "listen", default)?,
                     linger: Duration::from_secs(linger),
-                    pod_labels: self.setting(pod_labels, "pod_labels", true)?,
                     otlp: self.otlp(otlp_endpoint, otlp_protocol)?,
                     min_span_duration,
                     trace_ratio,
+                    pod_labels: self.setting(pod_labels, "pod_labels", true)?,
                 })
             }
             CommandArgs::Trace { output, format, pid, run } => {
@@ -736,10 +772,10 @@ mod tests {
         let agent = AgentConfig {
             listen: "127.0.0.1:9777".parse().unwrap(),
             linger: Duration::from_secs(60),
-            pod_labels: true,
             otlp: None,
             min_span_duration: Duration::from_millis(1),
             trace_ratio: 1.0,
+            pod_labels: true,
         };
         assert_eq!(config.command, Command::Agent(agent));
         assert!(!config.catalog.probes.is_empty());

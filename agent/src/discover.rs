@@ -13,9 +13,9 @@ use nix::sys::stat::Mode;
 use nix::sys::statfs::{OVERLAYFS_SUPER_MAGIC, fstatfs};
 use procfs::process::{MMPermissions, MMapPath, Process};
 
-pub use self::container::{Containers, command_of, container_of};
 use crate::job::ENVIRON_BYTES;
 
+pub use self::container::{Containers, command_of, container_of};
 pub use self::mappings::{FileId, Mapping, Mappings, MappingsError, Step};
 
 /// Why a mapped file cannot be looked at.
@@ -106,6 +106,22 @@ pub fn mappings_of(proc: &Path, pid: u32) -> Vec<Mapping> {
             })
         })
         .collect()
+}
+
+/// The number of a thread in the innermost PID namespace that it is in; `None` if it is gone.
+#[must_use]
+pub fn thread_in_its_namespace(proc: &Path, pid: u32, tid: u32) -> Option<u32> {
+    let status = proc.join(pid.to_string()).join("task").join(tid.to_string()).join("status");
+    let status = std::fs::read_to_string(status).ok()?;
+    let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+    numbers.split_whitespace().next_back()?.parse().ok()
+}
+
+/// Resident bytes of a process now; `None` if it is gone.
+#[must_use]
+pub fn resident_bytes(proc: &Path, pid: u32) -> Option<u64> {
+    let pages = process(proc, pid)?.statm().ok()?.resident;
+    Some(pages.saturating_mul(procfs::page_size()))
 }
 
 /// Every process of the node.

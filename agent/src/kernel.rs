@@ -301,6 +301,13 @@ impl Kernel {
         map.iter().filter_map(Result::ok).map(|(tid, Raw(thread))| (tid, thread)).collect()
     }
 
+    /// The open calls of one thread.
+    #[must_use]
+    pub fn thread(&self, tid: u32) -> Option<Thread> {
+        let map: HashMap<_, u32, Raw<Thread>> = HashMap::try_from(self.ebpf.map("THREADS")?).ok()?;
+        map.get(&tid, 0).ok().map(|Raw(thread)| thread)
+    }
+
     /// What was read at the entry of an open call.
     #[must_use]
     pub fn capture(&self, tid: u32, depth: u32) -> Option<Operation> {

@@ -35,8 +35,9 @@ fn run(config: Config) -> anyhow::Result<u8> {
     let mut options = ObserverOptions {
         catalog: Arc::new(config.catalog),
         proc: config.proc,
-        flow_rules: config.flow_rules,
         variables: config.variables,
+        sources: config.sources,
+        flow_rules: config.flow_rules,
         linger: Duration::ZERO,
         only_targets: false,
         allow_multi: config.attach == Attach::Auto,

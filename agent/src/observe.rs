@@ -12,6 +12,7 @@ use cadscope_common::record::{Life, ProcessKey};
 
 use crate::attach::{Attacher, FileError, Seen};
 use crate::catalog::Catalog;
+use crate::config::SourceOptions;
 use crate::discover::{self, Containers, FileId, Mapping, Mappings, MappingsError, Step};
 use crate::ending::{End, How};
 use crate::flow_type;
@@ -22,6 +23,7 @@ use crate::kernel::{AttachMode, Kernel, KernelError, Records, wait};
 use crate::operation::{Operation, Worker};
 use crate::plan::Versions;
 use crate::receive::{self, Event, Exceptions};
+use crate::sources::Sources;
 use crate::workers::{Live, Targets, Workers};
 
 /// How often the mappings of workers are looked at again, in nanoseconds.
@@ -92,6 +94,7 @@ pub struct Observer {
     flow_rules: Vec<flow_type::Rule>,
     proc: PathBuf,
     variables: Variables,
+    sources: Sources,
     targets: Targets,
     reviewed_ns: u64,
     forgot_ns: u64,
@@ -105,10 +108,12 @@ pub struct ObserverOptions {
     pub catalog: Arc<Catalog>,
     /// Mount point of the node's procfs.
     pub proc: PathBuf,
-    /// Which command lines are which kind of job.
-    pub flow_rules: Vec<flow_type::Rule>,
     /// The variables that say what a worker works on.
     pub variables: Variables,
+    /// When the lines that called slow operations are looked for.
+    pub sources: SourceOptions,
+    /// Which command lines are which kind of job.
+    pub flow_rules: Vec<flow_type::Rule>,
     /// How long probes stay on a file that no worker maps.
     pub linger: Duration,
     /// Observe only processes that are added as targets, and their descendants.
@@ -138,6 +143,7 @@ impl Observer {
             flow_rules: options.flow_rules,
             proc: options.proc,
             variables: options.variables,
+            sources: Sources::new(options.sources),
             targets: Targets::new(!options.only_targets),
             reviewed_ns: now,
             forgot_ns: now,
@@ -194,6 +200,7 @@ impl Observer {
             self.forgot_ns = now;
             self.attacher.forget_plain();
         }
+        self.sources.look(&self.proc, &self.kernel, now);
         self.attacher.sweep(now);
     }
 
@@ -307,7 +314,7 @@ impl Observer {
         executed_ns: Option<u64>,
     ) -> Worker {
         let (proc, pid) = (&self.proc, process.pid);
-        let job = job_of(proc, pid, &self.variables);
+        let job = Arc::new(Job::from_environ(&discover::environ_of(proc, pid), &self.variables));
         let command = discover::command_of(proc, pid);
         Worker {
             process,
@@ -354,6 +361,7 @@ impl Observer {
                 };
                 let worker = self.worker_of(record.process, &slot.versions, say);
                 let mut operation = receive::operation(&record, &slot, worker, &self.exceptions);
+                operation.source = self.sources.take(record.tid, record.start_ns, record.end_ns);
                 if let Some(live) = self.workers.get_mut(record.process.pid) {
                     live.did(&mut operation);
                 }
@@ -435,6 +443,7 @@ impl Observer {
         say: &mut dyn FnMut(Observation),
     ) {
         self.attacher.release(pid, ended_ns);
+        self.sources.end(pid);
         if let Some(mut live) = self.workers.end(pid, ended_ns) {
             announce(&mut live, say);
             let end = Box::new(end(&mut live));
@@ -535,10 +544,6 @@ fn missed(mapping: &Mapping, error: &FileError) -> Observation {
         FileError::Kernel(_) => "kernel_map",
     };
     Observation::Missed { path: mapping.path.clone(), reason, error: error.to_string() }
-}
-
-fn job_of(proc: &Path, pid: u32, variables: &Variables) -> Arc<Job> {
-    Arc::new(Job::from_environ(&discover::environ_of(proc, pid), variables))
 }
 
 /// What the files of a process say of its versions, without looking into its memory.

@@ -10,6 +10,7 @@ use crate::catalog::Probe;
 use crate::container::Container;
 use crate::job::Job;
 use crate::memory::Memory;
+use crate::python::Source;
 pub use crate::value::{Outcome, Value};
 
 /// One finished call. `(process, tid, start_ns)` names it.
@@ -37,6 +38,8 @@ pub struct Operation {
     pub exception: Option<Arc<str>>,
     /// Signal that ended its process.
     pub signal: Option<u8>,
+    /// The line of the job that called it; `None` where it was not slow, or Python was not seen.
+    pub source: Option<Arc<Source>>,
     /// What the probe read, by value name; a value that could not be read is absent.
     pub values: BTreeMap<String, Value>,
     /// Resident memory of its process; `None` where it was not read.
@@ -62,12 +65,12 @@ pub struct Worker {
     pub freecad_version: String,
     /// `""` where OCCT's version is not known.
     pub occt_version: String,
+    /// What it works on; that of its parent where it forked.
+    pub job: Arc<Job>,
     /// When it executed its program, CLOCK_MONOTONIC; `None` if that was not seen or it forked.
     pub executed_ns: Option<u64>,
     /// What kind of job it does: `unknown` if nothing says.
     pub flow_type: String,
     /// Where it runs; empty on a plain host.
     pub container: Arc<Container>,
-    /// What it works on; that of its parent where it forked.
-    pub job: Arc<Job>,
 }

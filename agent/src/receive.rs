@@ -148,6 +148,7 @@ pub fn operation(
         outcome,
         ended_by,
         exception: (record.exception != 0).then(|| exceptions.name(record.tid, record.exception)).flatten(),
+        source: None,
         signal: (record.signal != 0).then_some(record.signal),
         values,
         memory: memory(record),

@@ -69,6 +69,7 @@ pub(crate) fn operation(probe: &Arc<Probe>, worker: &Arc<Worker>, start_ms: f64,
         ended_by: "return",
         exception: None,
         signal: None,
+        source: None,
         values: BTreeMap::new(),
         memory: None,
     }

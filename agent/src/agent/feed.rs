@@ -25,33 +25,35 @@ pub(super) struct Feed<'a> {
     metrics: &'a Metrics,
     pod_labels: bool,
     groups: Groups,
-    traces: Traces,
     flows: Flows,
     usages: Usages,
     oom_kills: VecDeque<OomStatus>,
+    traces: Traces,
 }
 
 impl<'a> Feed<'a> {
-    pub(super) fn new(metrics: &'a Metrics, traces: Traces, pod_labels: bool) -> Self {
+    pub(super) fn new(metrics: &'a Metrics, pod_labels: bool, traces: Traces) -> Self {
         Self {
             metrics,
             pod_labels,
             groups: Groups::default(),
-            traces,
             flows: Flows::new(boottime_ns()),
             usages: Usages::default(),
             oom_kills: VecDeque::new(),
+            traces,
         }
     }
 
     pub(super) fn take(&mut self, observation: &Observation) {
         let metrics = self.metrics;
-        self.traces.see(observation);
+        let traces = &mut self.traces;
+        traces.see(observation);
         self.flows.see(observation, now_ns(), |step| metrics.flow(&step));
         match observation {
             Observation::Operation(operation) => {
-                self.groups
-                    .push((**operation).clone(), |operation, nested| metrics.record(&operation, nested));
+                self.groups.push((**operation).clone(), |operation, nested| {
+                    traces.record(metrics, &operation, nested);
+                });
             }
             Observation::Started(worker) => {
                 metrics.worker_seen();
@@ -60,7 +62,6 @@ impl<'a> Feed<'a> {
             Observation::Renewed(_) => {}
             Observation::Ended { worker, end, .. } => {
                 let pid = worker.process.pid;
-                let traces = &self.traces;
                 self.groups.end(pid, |operation, nested| traces.record(metrics, &operation, nested));
                 self.ended(worker, end);
             }
@@ -137,8 +138,8 @@ impl<'a> Feed<'a> {
 
     /// To be called a few times a second.
     pub(super) fn tick(&mut self) {
-        self.traces.tick(self.metrics);
         self.flows.tick(now_ns(), |step| self.metrics.flow(&step));
+        self.traces.tick(self.metrics);
     }
 
     /// Asks procfs what the workers use.
@@ -159,7 +160,7 @@ impl<'a> Feed<'a> {
         self.metrics.forget_cpu(&self.usages.kept(now));
     }
 
-    /// Ends what is fed.
+    /// Sends what is left; the workers still run.
     pub(super) fn end(self, observer: &Observer) {
         let running = observer.workers().filter(|live| live.announced);
         self.traces.end(running.map(|live| (&live.worker, live.started_ns)), now_ns());

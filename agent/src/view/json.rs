@@ -6,6 +6,7 @@ use serde_json::{Value as Json, json};
 
 use super::{Skipped, TraceReport, WorkerReport, title};
 use crate::operation::{Operation, Value};
+use crate::python::{Frame, Source};
 
 /// The report as one object.
 #[must_use]
@@ -55,12 +56,13 @@ fn operation(operation: &Operation) -> Json {
         "exception": operation.exception.as_deref(),
         "signal": operation.signal,
         "values": values,
-        "memory": operation.memory.map(|memory| json!({
-            "entry_bytes": memory.entry_bytes,
-            "exit_bytes": memory.exit_bytes,
-            "peak_bytes": memory.peak_bytes,
-        })),
+        "source": operation.source.as_deref().map(source),
     })
+}
+
+fn source(source: &Source) -> Json {
+    let frame = |frame: &Frame| json!({ "file": frame.file, "line": frame.line, "function": frame.function });
+    json!({ "at": frame(&source.at), "stack": source.stack.iter().map(frame).collect::<Vec<_>>() })
 }
 
 fn skipped(skipped: &Skipped) -> Json {
@@ -90,10 +92,10 @@ mod tests {
         let report = TraceReport {
             command: vec!["freecadcmd".to_owned(), "job.py".to_owned()],
             workers: vec![WorkerReport {
-                worker,
                 started_ns: 1,
                 ended_ns: 9,
                 exit: Some(Exit { code: Some(1), signal: None }),
+                ..WorkerReport::new(worker)
             }],
             operations: vec![failed],
             losses: [("ring_full".to_owned(), 3)].into(),
@@ -114,8 +116,7 @@ mod tests {
                 "pid": 7, "tid": 7, "start_ns": 1_000_000, "end_ns": 2_500_000, "parent_start_ns": 5, "depth": 0,
                 "probe": "bool.api_build", "name": "boolean 2", "outcome": "exception", "ended_by": "exception",
                 "exception": "Standard_Failure", "signal": null,
-                "values": {"operation": 2, "object": "Cut \u{1b}[2J"},
-                "memory": {"entry_bytes": 100, "exit_bytes": null, "peak_bytes": 300},
+                "values": {"operation": 2, "object": "Cut \u{1b}[2J"}, "source": null,
             }],
             "losses": {"ring_full": 3},
             "skipped": [{"file": "/l.so", "probe": "p", "reason": "r"}],

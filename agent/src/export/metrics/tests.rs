@@ -257,7 +257,7 @@ fn a_family_of_two_types_is_refused_and_counted() {
 #[test]
 fn a_gauge_that_is_not_set_again_is_zero() {
     let metrics = metrics();
-    let open = crate::in_flight::InFlight {
+    let open = InFlight {
         operation: "cut".to_owned(),
         freecad_version: String::new(),
         occt_version: "7.8.1".to_owned(),
