@@ -394,12 +394,10 @@ impl Observer {
                     return;
                 };
                 let worker = parts.worker_of(record.process, &slot.versions, say);
-                say(Observation::Operation(Box::new(receive::operation(
-                    &record,
-                    &slot,
-                    worker,
-                    parts.exceptions,
-                ))));
+                let operation = receive::operation(&record, &slot, worker, parts.exceptions);
+                if !operation.probe.ignores(&operation.values) {
+                    say(Observation::Operation(Box::new(operation)));
+                }
             }
             Event::Forked { parent, child } => {
                 let Some(live) = parts.workers.get(&parent.pid) else { return };
