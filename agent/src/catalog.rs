@@ -26,7 +26,7 @@
 //! source = { value = "path", extension = true }       # lower-case extension
 //! format = { value = "path", extension = true, map = { stp = "STEP" } }
 //! size = { value = "file_bytes", bytes = true }       # see `ranges`
-//! usable = "succeeded"                                # true or false
+//! usable = { status = { ok = "true", other = "false" } }
 //! [probe.attributes]                                  # of spans: from a value or a label
 //! "cad.path" = "path"
 //! [probe.derived]
@@ -71,9 +71,14 @@ pub use decode::demangle_type;
 pub use file::CatalogError;
 
 /// The files that the program brings along.
-const BUILTIN: [(&str, &str); 2] = [
+const BUILTIN: [(&str, &str); 7] = [
     ("built-in occt.toml", include_str!("catalog/occt.toml")),
+    ("built-in features.toml", include_str!("catalog/features.toml")),
     ("built-in freecad.toml", include_str!("catalog/freecad.toml")),
+    ("built-in formats.toml", include_str!("catalog/formats.toml")),
+    ("built-in solvers.toml", include_str!("catalog/solvers.toml")),
+    ("built-in materials.toml", include_str!("catalog/materials.toml")),
+    ("built-in workbenches.toml", include_str!("catalog/workbenches.toml")),
 ];
 
 /// All probes, in the order of their files.
@@ -243,8 +248,8 @@ pub enum Label {
     Bytes(String),
     /// ok, error, exception, killed.
     Status,
-    /// `true` if it is ok, otherwise `false`.
-    Succeeded,
+    /// By outcome (`ok = "hit"`); `other` stands for those that are not named.
+    StatusAs(BTreeMap<String, String>),
 }
 
 /// What to read for one range of builds.

@@ -42,12 +42,22 @@ pub(crate) const BUILDS: &[Build] = &[
     Build {
         name: "wheel-7.7",
         everyday: false,
-        source: Source::Wheels(&["cadquery-ocp==7.7.2", "cadquery==2.5.2", "build123d==0.8.0"]),
+        source: Source::Wheels(&[
+            "cadquery-ocp==7.7.2",
+            "cadquery==2.5.2",
+            "build123d==0.8.0",
+            "ocpsvg==0.3.4",
+        ]),
     },
     Build {
         name: "wheel-7.8",
         everyday: false,
-        source: Source::Wheels(&["cadquery-ocp==7.8.1.1.post1", "cadquery==2.7.0", "build123d==0.10.0"]),
+        source: Source::Wheels(&[
+            "cadquery-ocp==7.8.1.1.post1",
+            "cadquery==2.7.0",
+            "build123d==0.10.0",
+            "ocp_gordon==0.1.18",
+        ]),
     },
     Build {
         name: "wheel-7.9",

@@ -185,7 +185,7 @@ impl Label {
     /// The value that the label is made from.
     pub(crate) fn value(&self) -> Option<&str> {
         match self {
-            Self::Constant(_) | Self::Status | Self::Succeeded => None,
+            Self::Constant(_) | Self::Status | Self::StatusAs(_) => None,
             Self::Map(name, _)
             | Self::Range(name)
             | Self::Bytes(name)
@@ -202,7 +202,9 @@ impl Label {
         match (self, value) {
             (Self::Constant(text), _) => Cow::Borrowed(text),
             (Self::Status, _) => Cow::Borrowed(outcome.as_str()),
-            (Self::Succeeded, _) => Cow::Borrowed(if outcome == Outcome::Ok { "true" } else { "false" }),
+            (Self::StatusAs(names), _) => Cow::Borrowed(
+                names.get(outcome.as_str()).or_else(|| names.get(OTHER)).map_or(OTHER, String::as_str),
+            ),
             (_, None) => Cow::Borrowed(UNKNOWN),
             (Self::Map(_, map), Some(Value::Int(number))) => {
                 Cow::Borrowed(map.get(number).map_or(OTHER, String::as_str))

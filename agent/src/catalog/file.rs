@@ -63,7 +63,9 @@ const PROBE_KEYS: [&str; 16] = [
     "symbols",
     "title",
 ];
-const LABEL_KEYS: [&str; 7] = ["bytes", "constant", "extension", "map", "range", "value", "workbench"];
+const LABEL_KEYS: [&str; 8] =
+    ["bytes", "constant", "extension", "map", "range", "status", "value", "workbench"];
+const OUTCOMES: [&str; 5] = ["error", "exception", "killed", "ok", "other"];
 const DERIVED_KEYS: [&str; 5] = ["each", "file", "from", "sum", "to"];
 const ALSO_KEYS: [&str; 6] = ["counter", "help", "histogram", "labels", "metric", "value"];
 const LAYOUT_KEYS: [&str; 3] = ["enter", "leave", "when"];
@@ -322,13 +324,9 @@ fn labels(table: &Table) -> Result<BTreeMap<String, Label>, Wrong> {
 fn label(value: &Value, key: &str) -> Result<Label, Wrong> {
     let table = match value {
         Value::String(word) if word == "status" => return Ok(Label::Status),
-        Value::String(word) if word == "succeeded" => return Ok(Label::Succeeded),
         Value::Table(table) => table,
         _ => {
-            return Err(wrong(
-                key,
-                "must be \"status\", \"succeeded\", { constant = \"…\" } or { value = \"…\" }",
-            ));
+            return Err(wrong(key, "must be \"status\", { constant = \"…\" } or { value = \"…\" }"));
         }
     };
     check_keys(table, &LABEL_KEYS, &format!("{key}."))?;
@@ -338,6 +336,11 @@ fn label(value: &Value, key: &str) -> Result<Label, Wrong> {
         } else {
             Err(wrong(key, "has a constant; remove the other keys"))
         };
+    }
+    if let Some(names) = subtable(table, "status", &format!("{key}.status"))? {
+        check_keys(names, &OUTCOMES, &format!("{key}.status."))?;
+        let names = names.iter().map(|(outcome, name)| Ok((outcome.clone(), as_text(name, key)?)));
+        return Ok(Label::StatusAs(names.collect::<Result<_, Wrong>>()?));
     }
     let Some(name) = text(table, "value")? else {
         return Err(wrong(key, "says neither `value` nor `constant`; add one"));
