@@ -11,7 +11,17 @@ use cadscope_tests::builds::{Build, Expected, wanted};
 use cadscope_tests::node::{require_root, scratch};
 
 /// Jobs for builds with FreeCAD.
-const FREECAD_JOBS: [&str; 1] = ["booleans"];
+const FREECAD_JOBS: [&str; 9] = [
+    "booleans",
+    "features",
+    "documents",
+    "sketch",
+    "exports",
+    "imports",
+    "materials",
+    "workbenches",
+    "assembly",
+];
 /// Jobs for builds with OCCT alone.
 const OCCT_JOBS: [&str; 0] = [];
 
