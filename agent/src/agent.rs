@@ -16,9 +16,11 @@ use crate::export::http::{
     self, FileStatus, KernelStatus, ProbeState, ProbeStatus, Shared, Status, WorkerStatus,
 };
 use crate::export::metrics::{Metrics, MetricsOptions};
+use crate::export::traces::Traces;
 use crate::group::Groups;
 use crate::kernel;
-use crate::observe::{Observation, Observer, ObserverOptions};
+use crate::observe::{Observation, Observer, ObserverOptions, now_ns};
+use crate::operation::Operation;
 
 /// How often records are taken when none is urgent.
 const TICK: Duration = Duration::from_millis(100);
@@ -39,6 +41,7 @@ pub fn run(config: &AgentConfig, options: ObserverOptions) -> anyhow::Result<()>
     };
     let shared = Arc::new(Shared::new(metrics, status));
     let listener = runtime.block_on(http::bind(&config.listen.to_string()))?;
+    let traces = Traces::start(config)?;
     let observer = Observer::start(options)?;
     info!(listen = %listener.local_addr()?, kernel = observer.mode().as_str(), "observing");
     let stop = Arc::new(AtomicBool::new(false));
@@ -46,7 +49,7 @@ pub fn run(config: &AgentConfig, options: ObserverOptions) -> anyhow::Result<()>
         let (shared, stop) = (Arc::clone(&shared), Arc::clone(&stop));
         std::thread::Builder::new()
             .name("observe".to_owned())
-            .spawn(move || observe(observer, &shared, &stop))?
+            .spawn(move || observe(observer, traces, &shared, &stop))?
     };
     runtime.block_on(async {
         let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
@@ -66,51 +69,62 @@ pub fn run(config: &AgentConfig, options: ObserverOptions) -> anyhow::Result<()>
     Ok(())
 }
 
-fn observe(mut observer: Observer, shared: &Shared, stop: &AtomicBool) {
-    let mut groups = Groups::default();
-    let mut feed = |observation: Observation| take(observation, shared.metrics(), &mut groups);
-    observer.scan(None, &mut feed);
-    observer.drain(&mut feed);
+fn observe(mut observer: Observer, traces: Traces, shared: &Shared, stop: &AtomicBool) {
+    let mut feed = Feed { metrics: shared.metrics(), groups: Groups::default(), traces };
+    observer.scan(None, &mut |observation| feed.take(observation));
+    observer.drain(&mut |observation| feed.take(observation));
     renew_status(&observer, shared);
     let mut tick = 0_u32;
     let mut received = 0;
     while !stop.load(Ordering::Relaxed) {
-        observer.poll(TICK, None, &mut feed);
-        shared.metrics().events_received(observer.received().saturating_sub(received));
+        observer.poll(TICK, &mut |observation| feed.take(observation));
+        feed.metrics.events_received(observer.received().saturating_sub(received));
         received = observer.received();
+        feed.traces.tick(feed.metrics);
         tick = tick.wrapping_add(1);
         if tick.is_multiple_of(STATUS_TICKS) {
             renew_status(&observer, shared);
         }
     }
-    observer.drain(&mut feed);
+    observer.drain(&mut |observation| feed.take(observation));
+    feed.traces.end(observer.workers().map(|(worker, started_ns, _)| (worker, started_ns)), now_ns());
 }
 
-fn take(observation: Observation, metrics: &Metrics, groups: &mut Groups) {
-    match observation {
-        Observation::Operation(operation) => {
-            groups.push(*operation, |operation, nested| metrics.record(&operation, nested));
-        }
-        Observation::Started(worker) => {
-            metrics.worker_seen();
-            debug!(pid = worker.process.pid, program = worker.program, "worker");
-        }
-        Observation::Renewed(_) => {}
-        Observation::Ended { worker, .. } => {
-            groups.end(worker.process.pid, |operation, nested| metrics.record(&operation, nested));
-            debug!(pid = worker.process.pid, program = worker.program, "worker ended");
-        }
-        Observation::Ready(latency) => metrics.attach_latency(latency),
-        Observation::Missed { path, reason, error } => {
-            metrics.worker_missed(reason);
-            // Most processes that are gone at once are no CAD workers: counted, but no news.
-            if reason == "process_gone" {
-                debug!(path, "a process was gone before its file could be looked at");
-            } else {
-                warn!(path, reason, error, "a file could not be observed");
+/// Where observations go.
+struct Feed<'a> {
+    metrics: &'a Metrics,
+    groups: Groups,
+    traces: Traces,
+}
+
+impl Feed<'_> {
+    fn take(&mut self, observation: Observation) {
+        let Self { metrics, groups, traces } = self;
+        traces.see(&observation);
+        let record = |operation: Operation, nested| traces.record(metrics, &operation, nested);
+        match observation {
+            Observation::Operation(operation) => groups.push(*operation, record),
+            Observation::Started(worker) => {
+                metrics.worker_seen();
+                debug!(pid = worker.process.pid, program = worker.program, "worker");
             }
+            Observation::Renewed(_) => {}
+            Observation::Ended { worker, .. } => {
+                groups.end(worker.process.pid, record);
+                debug!(pid = worker.process.pid, program = worker.program, "worker ended");
+            }
+            Observation::Ready(latency) => metrics.attach_latency(latency),
+            Observation::Missed { path, reason, error } => {
+                metrics.worker_missed(reason);
+                // Most processes that are gone at once are no CAD workers: counted, but no news.
+                if reason == "process_gone" {
+                    debug!(path, "a process was gone before its file could be looked at");
+                } else {
+                    warn!(path, reason, error, "a file could not be observed");
+                }
+            }
+            Observation::Dropped(reason) => metrics.records_dropped(reason, 1),
         }
-        Observation::Dropped(reason) => metrics.records_dropped(reason, 1),
     }
 }
 

@@ -372,6 +372,8 @@ impl Attacher {
         let mut sites = vec![
             (SiteProgram::Leave, leave),
             (SiteProgram::Caught, entry(&planned.caught)),
+            (SiteProgram::Resumed, entry(&planned.resumed)),
+            (SiteProgram::Raised, entry(&planned.raised)),
             (SiteProgram::Jumped, entry(&planned.jumped)),
             (SiteProgram::Enter, enter),
         ];

@@ -58,6 +58,7 @@
 mod decode;
 mod expression;
 mod file;
+mod kind;
 pub(crate) mod keys;
 mod program;
 pub mod ranges;

@@ -17,9 +17,26 @@ use toml::{Table, Value};
 
 use crate::catalog::keys::{suggestion, unknown_key};
 use crate::catalog::{Catalog, CatalogError};
+use crate::job::{Names, Variables};
 
 /// Keys of the configuration file.
-pub const FILE_KEYS: [&str; 7] = ["catalog", "linger", "listen", "log_format", "probe", "proc", "sys"];
+pub const FILE_KEYS: [&str; 15] = [
+    "attach",
+    "catalog",
+    "flow_type_env",
+    "job_id_env",
+    "linger",
+    "listen",
+    "log_format",
+    "min_span_duration",
+    "otlp_endpoint",
+    "otlp_protocol",
+    "probe",
+    "proc",
+    "request_id_env",
+    "sys",
+    "trace_ratio",
+];
 
 /// The command line, as typed.
 #[derive(Clone, Debug, Parser)]
@@ -46,7 +63,11 @@ Examples:
   cadscope agent
   cadscope agent --listen 0.0.0.0:9777 --log-format json
   cadscope agent --proc /host/proc --sys /host/sys    in a container, the host's mounted there
-  cadscope agent --catalog gears.toml                 observe functions of your own as well";
+  cadscope agent --catalog gears.toml                 observe functions of your own as well
+  cadscope agent --otlp-endpoint http://collector:4317    send spans; workers started with TRACEPARENT join its trace
+
+Spans are sent with --otlp-endpoint, or if OTEL_EXPORTER_OTLP_ENDPOINT or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT is set.
+OTEL_EXPORTER_OTLP_{HEADERS,TIMEOUT,COMPRESSION,PROTOCOL}, OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME are honoured.";
 
 const TRACE_EXAMPLES: &str = "\
 Examples:
@@ -88,6 +109,9 @@ struct CommonArgs {
     /// How log lines are written to stderr [env: CADSCOPE_LOG_FORMAT] [default: text]
     #[arg(long, global = true, value_name = "FORMAT")]
     log_format: Option<LogFormat>,
+    /// How probes are placed: auto takes uprobe_multi where the kernel has it (6.6) [env: CADSCOPE_ATTACH] [default: auto]
+    #[arg(long, global = true, value_name = "HOW")]
+    attach: Option<Attach>,
     /// Adds the probes of a catalogue file; may be repeated [env: CADSCOPE_CATALOG, paths separated by `:`]
     #[arg(long, global = true, value_name = "FILE")]
     catalog: Vec<PathBuf>,
@@ -97,6 +121,15 @@ struct CommonArgs {
     /// Where the node's sysfs is mounted [env: CADSCOPE_SYS] [default: /sys]
     #[arg(long, global = true, value_name = "DIR")]
     sys: Option<PathBuf>,
+    /// Worker's variables (or baggage members) that hold the job's id [env: CADSCOPE_JOB_ID_ENV] [default: JOB_ID]
+    #[arg(long, global = true, value_name = "NAMES")]
+    job_id_env: Option<Names>,
+    /// The same for the request's id [env: CADSCOPE_REQUEST_ID_ENV] [default: REQUEST_ID]
+    #[arg(long, global = true, value_name = "NAMES")]
+    request_id_env: Option<Names>,
+    /// The same for the kind of job [env: CADSCOPE_FLOW_TYPE_ENV] [default: FLOW_TYPE]
+    #[arg(long, global = true, value_name = "NAMES")]
+    flow_type_env: Option<Names>,
 }
 
 #[derive(Clone, Debug, Subcommand)]
@@ -110,6 +143,18 @@ enum CommandArgs {
         /// Seconds that probes stay on a file that no process maps [env: CADSCOPE_LINGER] [default: 60]
         #[arg(long, value_name = "SECONDS")]
         linger: Option<Seconds>,
+        /// Collector that spans are sent to, as a URL [env: CADSCOPE_OTLP_ENDPOINT] [default: none]
+        #[arg(long, value_name = "URL")]
+        otlp_endpoint: Option<String>,
+        /// How: grpc or http/protobuf [env: CADSCOPE_OTLP_PROTOCOL] [default: grpc; http/protobuf for port 4318]
+        #[arg(long, value_name = "PROTOCOL")]
+        otlp_protocol: Option<OtlpProtocol>,
+        /// Shorter operations have no span [env: CADSCOPE_MIN_SPAN_DURATION] [default: 1ms]
+        #[arg(long, value_name = "DURATION")]
+        min_span_duration: Option<ShortTime>,
+        /// Share of the workers without a trace context that become a trace [env: CADSCOPE_TRACE_RATIO] [default: 1]
+        #[arg(long, value_name = "0..1")]
+        trace_ratio: Option<Ratio>,
     },
     /// Runs or follows one process and prints its operations: nesting, duration, outcome
     #[command(after_help = TRACE_EXAMPLES)]
@@ -157,6 +202,15 @@ pub enum LogFormat {
     Json,
 }
 
+/// How probes are placed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Attach {
+    /// By uprobe_multi where the kernel has it, else by perf events.
+    Auto,
+    /// By perf events, as on kernels before 6.6.
+    PerfEvents,
+}
+
 /// What `trace` writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum TraceFormat {
@@ -192,6 +246,14 @@ impl FromStr for LogFormat {
     }
 }
 
+impl FromStr for Attach {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        <Self as ValueEnum>::from_str(text, false).map_err(|_| "is auto or perf-events".to_owned())
+    }
+}
+
 /// A time span of whole seconds, at most a day.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Seconds(u64);
@@ -205,15 +267,83 @@ impl FromStr for Seconds {
     }
 }
 
+/// A duration with its unit, at most an hour: `500us`, `1ms`, `0.25s`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct ShortTime(Duration);
+
+impl FromStr for ShortTime {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let units = [("us", 1e-6), ("ms", 1e-3), ("s", 1.0)];
+        let seconds = units.iter().find_map(|(unit, seconds)| {
+            let number = text.strip_suffix(unit)?.trim_end().parse::<f64>().ok()?;
+            Some(number * seconds).filter(|seconds| (0.0..=3600.0).contains(seconds))
+        });
+        match seconds {
+            Some(seconds) => Ok(Self(Duration::from_secs_f64(seconds))),
+            None if text == "0" => Ok(Self(Duration::ZERO)),
+            None => Err("is a duration such as 500us, 1ms or 0.25s, at most an hour".to_owned()),
+        }
+    }
+}
+
+/// A share, 0 to 1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Ratio(f64);
+
+impl FromStr for Ratio {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let ratio = text.parse().ok().filter(|ratio| (0.0..=1.0).contains(ratio));
+        ratio.map(Self).ok_or_else(|| "is a number from 0 to 1".to_owned())
+    }
+}
+
+impl FromStr for OtlpProtocol {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "grpc" => Ok(Self::Grpc),
+            "http/protobuf" => Ok(Self::Http),
+            _ => Err("is grpc or http/protobuf".to_owned()),
+        }
+    }
+}
+
+/// Where spans go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OtlpConfig {
+    /// `http://collector:4317`; `None`: as the `OTEL_EXPORTER_OTLP_…` variables say.
+    pub endpoint: Option<String>,
+    /// How.
+    pub protocol: OtlpProtocol,
+}
+
+/// How spans go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OtlpProtocol {
+    /// gRPC.
+    Grpc,
+    /// Protobuf in HTTP/1.1.
+    Http,
+}
+
 /// What the user meant.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// How log lines are written.
     pub log_format: LogFormat,
+    /// How probes are placed.
+    pub attach: Attach,
     /// Mount point of the node's procfs.
     pub proc: PathBuf,
     /// Mount point of the node's sysfs.
     pub sys: PathBuf,
+    /// The variables that say what a worker works on.
+    pub variables: Variables,
     /// The built-in probes and the user's.
     pub catalog: Catalog,
     /// What to do.
@@ -221,7 +351,7 @@ pub struct Config {
 }
 
 /// What to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Command {
     /// `cadscope agent`
     Agent(AgentConfig),
@@ -234,12 +364,18 @@ pub enum Command {
 }
 
 /// Settings of `cadscope agent`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct AgentConfig {
     /// Address of the HTTP server.
     pub listen: SocketAddr,
     /// How long probes stay on a file that no process maps.
     pub linger: Duration,
+    /// Where spans go; `None`: none are made.
+    pub otlp: Option<OtlpConfig>,
+    /// Shorter operations have no span.
+    pub min_span_duration: Duration,
+    /// Share of the workers without a trace context that become a trace, 0 to 1.
+    pub trace_ratio: f64,
 }
 
 /// Settings of `cadscope trace`.
@@ -326,10 +462,17 @@ impl Config {
             common.config.or_else(|| env("CADSCOPE_CONFIG").filter(|v| !v.is_empty()).map(PathBuf::from));
         let file = path.map(ConfigFile::read).transpose()?;
         let sources = Sources { env: &env, file: file.as_ref() };
+        let default = Variables::default();
         Ok(Self {
             log_format: sources.setting(common.log_format, "log_format", LogFormat::Text)?,
+            attach: sources.setting(common.attach, "attach", Attach::Auto)?,
             proc: sources.setting(common.proc, "proc", PathBuf::from("/proc"))?,
             sys: sources.setting(common.sys, "sys", PathBuf::from("/sys"))?,
+            variables: Variables {
+                job_id: sources.setting(common.job_id_env, "job_id_env", default.job_id)?,
+                request_id: sources.setting(common.request_id_env, "request_id_env", default.request_id)?,
+                flow_type: sources.setting(common.flow_type_env, "flow_type_env", default.flow_type)?,
+            },
             catalog: sources.catalog(common.catalog)?,
             command: sources.command(command)?,
         })
@@ -448,14 +591,57 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
         Ok(catalog)
     }
 
+    /// The standard variables stand below ours.
+    fn otlp(
+        &self,
+        endpoint: Option<String>,
+        protocol: Option<OtlpProtocol>,
+    ) -> Result<Option<OtlpConfig>, ConfigError> {
+        let standard = |name: &str| {
+            let name = format!("OTEL_{name}");
+            let value = (self.env)(&name).filter(|value| !value.is_empty())?;
+            Some((name, value.to_string_lossy().into_owned()))
+        };
+        let own = self.setting(endpoint, "otlp_endpoint", String::new())?;
+        let theirs = standard("EXPORTER_OTLP_TRACES_ENDPOINT").or_else(|| standard("EXPORTER_OTLP_ENDPOINT"));
+        let theirs = theirs.map(|(_, endpoint)| endpoint);
+        let theirs = theirs.filter(|_| standard("TRACES_EXPORTER").is_none_or(|(_, name)| name == "otlp"));
+        let endpoint = Some(own).filter(|endpoint| !endpoint.is_empty());
+        let Some(used) = endpoint.as_ref().or(theirs.as_ref()) else { return Ok(None) };
+        let by_port = if used.trim_end_matches('/').ends_with(":4318") {
+            OtlpProtocol::Http
+        } else {
+            OtlpProtocol::Grpc
+        };
+        let named = standard("EXPORTER_OTLP_TRACES_PROTOCOL").or_else(|| standard("EXPORTER_OTLP_PROTOCOL"));
+        let default = named.map(|(name, protocol)| parse(name, &protocol)).transpose()?.unwrap_or(by_port);
+        Ok(Some(OtlpConfig { endpoint, protocol: self.setting(protocol, "otlp_protocol", default)? }))
+    }
+
     fn command(&self, command: CommandArgs) -> Result<Command, ConfigError> {
         Ok(match command {
-            CommandArgs::Agent { listen, linger } => {
+            CommandArgs::Agent {
+                listen,
+                linger,
+                otlp_endpoint,
+                otlp_protocol,
+                min_span_duration,
+                trace_ratio,
+            } => {
                 let default = SocketAddr::from((Ipv4Addr::LOCALHOST, 9777));
                 let Seconds(linger) = self.setting(linger, "linger", Seconds(60))?;
+                let ShortTime(min_span_duration) = self.setting(
+                    min_span_duration,
+                    "min_span_duration",
+                    ShortTime(Duration::from_millis(1)),
+                )?;
+                let Ratio(trace_ratio) = self.setting(trace_ratio, "trace_ratio", Ratio(1.0))?;
                 Command::Agent(AgentConfig {
                     listen: self.setting(listen, "listen", default)?,
                     linger: Duration::from_secs(linger),
+                    otlp: self.otlp(otlp_endpoint, otlp_protocol)?,
+                    min_span_duration,
+                    trace_ratio,
                 })
             }
             CommandArgs::Trace { output, format, pid, run } => {
@@ -519,8 +705,13 @@ mod tests {
         let config = load(&["agent"], &[]).unwrap();
         assert_eq!(config.log_format, LogFormat::Text);
         assert_eq!((config.proc.to_str(), config.sys.to_str()), (Some("/proc"), Some("/sys")));
-        let agent =
-            AgentConfig { listen: "127.0.0.1:9777".parse().unwrap(), linger: Duration::from_secs(60) };
+        let agent = AgentConfig {
+            listen: "127.0.0.1:9777".parse().unwrap(),
+            linger: Duration::from_secs(60),
+            otlp: None,
+            min_span_duration: Duration::from_millis(1),
+            trace_ratio: 1.0,
+        };
         assert_eq!(config.command, Command::Agent(agent));
         assert!(!config.catalog.probes.is_empty());
     }
@@ -539,6 +730,41 @@ mod tests {
             Command::Agent(agent) => assert_eq!(agent.linger, Duration::from_secs(5)),
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn spans_are_off_unless_there_is_an_endpoint() {
+        let otlp = |line: &[&str], env: &[(&str, &str)]| match load(line, env).unwrap().command {
+            Command::Agent(agent) => agent.otlp.map(|otlp| (otlp.endpoint, otlp.protocol)),
+            other => panic!("{other:?}"),
+        };
+        let own = |url: &str| Some(url.to_owned());
+        assert_eq!(otlp(&["agent"], &[]), None);
+        let flag = ["agent", "--otlp-endpoint", "http://c:4317"];
+        assert_eq!(otlp(&flag, &[]), Some((own("http://c:4317"), OtlpProtocol::Grpc)));
+        let http = ["agent", "--otlp-endpoint", "http://c:4318/"];
+        assert_eq!(otlp(&http, &[]), Some((own("http://c:4318/"), OtlpProtocol::Http)));
+        let env = [("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4317")];
+        assert_eq!(otlp(&["agent"], &env), Some((None, OtlpProtocol::Grpc)));
+        let env = [env[0], ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")];
+        assert_eq!(otlp(&["agent"], &env), Some((None, OtlpProtocol::Http)));
+        let line = ["agent", "--otlp-protocol", "grpc"];
+        assert_eq!(otlp(&line, &env), Some((None, OtlpProtocol::Grpc)));
+        assert_eq!(otlp(&["agent"], &[env[0], ("OTEL_TRACES_EXPORTER", "none")]), None);
+        let message = load(&["agent"], &[env[0], ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json")]).unwrap_err();
+        assert_eq!(message.to_string(), "OTEL_EXPORTER_OTLP_PROTOCOL: `http/json` is grpc or http/protobuf");
+    }
+
+    #[test]
+    fn durations_have_a_unit_and_ratios_an_end() {
+        for (text, ns) in [("0", 0), ("500us", 500_000), ("1.5ms", 1_500_000), ("2 s", 2_000_000_000)] {
+            assert_eq!(text.parse::<ShortTime>(), Ok(ShortTime(Duration::from_nanos(ns))), "{text}");
+        }
+        for wrong in ["1", "-1ms", "nans", "2h", "3601s", "ms", "infs"] {
+            assert!(wrong.parse::<ShortTime>().is_err(), "{wrong}");
+        }
+        assert!("1.1".parse::<Ratio>().is_err() && "NaN".parse::<Ratio>().is_err());
+        assert_eq!("0.25".parse(), Ok(Ratio(0.25)));
     }
 
     #[test]

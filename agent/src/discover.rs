@@ -11,6 +11,8 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::Mode;
 use procfs::process::{MMPermissions, MMapPath, Process};
 
+use crate::job::ENVIRON_BYTES;
+
 pub use self::mappings::{FileId, Mapping, Mappings, MappingsError, Step};
 
 /// Why a mapped file cannot be looked at.
@@ -117,6 +119,30 @@ pub fn read_below_root(proc: &Path, pid: u32, path: &Path, limit: u64) -> Option
     let mut bytes = Vec::new();
     file.take(limit).read_to_end(&mut bytes).ok()?;
     Some(bytes)
+}
+
+/// What a process was started with, `NAME=value` texts that end with NUL; empty if it is gone.
+#[must_use]
+pub fn environ_of(proc: &Path, pid: u32) -> Vec<u8> {
+    use std::io::Read;
+    let mut bytes = Vec::new();
+    if let Ok(file) = File::open(proc.join(pid.to_string()).join("environ")) {
+        // Half an environment is better than none.
+        let _ = file.take(ENVIRON_BYTES).read_to_end(&mut bytes);
+    }
+    bytes
+}
+
+/// A regular file below a root, resolved without leaving it. What is no regular file is not opened, only looked at.
+#[must_use]
+pub fn open_below_root(root: &File, path: &Path) -> Option<File> {
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+        .mode(Mode::empty())
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    let found = regular(openat2(root, path, how).map(File::from).ok()?).ok()?;
+    // The same file, readable.
+    File::open(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&found))).ok()
 }
 
 fn open_below(root: &File, path: &Path) -> nix::Result<File> {

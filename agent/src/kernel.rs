@@ -7,13 +7,16 @@
 pub mod bpf;
 pub mod offsets;
 pub mod plain;
+pub mod records;
+pub mod wait;
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::ffi::CString;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
-use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf};
+use aya::maps::{Array, HashMap, Map, PerCpuArray, RingBuf};
 use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLinkId, UProbeScope};
 use aya::programs::{ProgramError, RawTracePoint, UProbe};
 use aya::{Ebpf, EbpfLoader};
@@ -24,6 +27,7 @@ use cadscope_common::settings::{COUNTERS, Settings};
 
 use self::offsets::OffsetError;
 use self::plain::{Raw, bytes_of};
+pub use self::records::Records;
 use crate::resolve::FileOffset;
 
 /// The object that agent/build.rs built.
@@ -60,6 +64,9 @@ pub enum KernelError {
     /// The object itself is damaged.
     #[error("the built-in BPF object is damaged: {0}")]
     Object(String),
+    /// The same, as a file.
+    #[error("the built-in BPF object is damaged: {0}")]
+    ObjectFile(#[from] object::Error),
 }
 
 /// Why probes could not be placed in a file.
@@ -104,13 +111,18 @@ pub enum SiteProgram {
     Leave,
     /// A C++ exception has been caught.
     Caught,
+    /// A cleanup has ended and hands its exception on.
+    Resumed,
+    /// An exception is thrown.
+    Raised,
     /// longjmp is about to jump.
     Jumped,
 }
 
 impl SiteProgram {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Enter, Self::Leave, Self::Caught, Self::Jumped];
+    pub const ALL: [Self; 6] =
+        [Self::Enter, Self::Leave, Self::Caught, Self::Resumed, Self::Raised, Self::Jumped];
 
     /// The program for an edge.
     #[must_use]
@@ -126,6 +138,8 @@ impl SiteProgram {
             Self::Enter => "call_enter",
             Self::Leave => "call_leave",
             Self::Caught => "exception_caught",
+            Self::Resumed => "cleanup_ended",
+            Self::Raised => "exception_raised",
             Self::Jumped => "jumped",
         }
     }
@@ -156,13 +170,10 @@ impl Kernel {
     pub fn load(only_targets: bool, allow_multi: bool) -> Result<Self, KernelError> {
         let facts = offsets::read(KERNEL_BTF)?;
         let multi = allow_multi && facts.has_uprobe_multi;
-        let settings = Settings {
-            offsets: facts.offsets,
-            only_targets: u32::from(only_targets),
-            may_fault: u32::from(multi),
-        };
+        let settings = Settings { offsets: facts.offsets, only_targets: u32::from(only_targets), padding: 0 };
+        let object = if multi { Cow::Borrowed(OBJECT) } else { Cow::Owned(bpf::without_sleep(OBJECT)?) };
         let mut ebpf =
-            EbpfLoader::new().override_global("SETTINGS", bytes_of(&settings), true).load(OBJECT)?;
+            EbpfLoader::new().override_global("SETTINGS", bytes_of(&settings), true).load(&object)?;
         let mut kernel_multi = Vec::new();
         let mode = if multi {
             kernel_multi = load_multi(&ebpf, &settings)?;
@@ -202,9 +213,9 @@ impl Kernel {
     ///
     /// # Errors
     /// It was taken before.
-    pub fn take_events(&mut self) -> Result<RingBuf<MapData>, KernelError> {
+    pub fn take_events(&mut self) -> Result<Records, KernelError> {
         let map = self.ebpf.take_map("EVENTS").ok_or_else(|| no_map("EVENTS", "taken before"))?;
-        RingBuf::try_from(map).map_err(|error| no_map("EVENTS", &error.to_string()))
+        RingBuf::try_from(map).map(Records::new).map_err(|error| no_map("EVENTS", &error.to_string()))
     }
 
     /// Writes a probe program.
@@ -355,6 +366,11 @@ fn load_multi(ebpf: &Ebpf, settings: &Settings) -> Result<Vec<(SiteProgram, Owne
     let mut object = aya_obj::Object::parse(OBJECT).map_err(|error| damaged(&error))?;
     let globals = std::collections::HashMap::from([("SETTINGS", (bytes_of(settings), true))]);
     object.patch_map_data(globals).map_err(|error| damaged(&error))?;
+    let btf = match aya::features().btf() {
+        Some(features) => object.fixup_and_sanitize_btf(features).map_err(|error| damaged(&error))?,
+        None => None,
+    };
+    let types = btf.map(|btf| bpf::load_btf(&btf.to_bytes())).transpose().map_err(|error| damaged(&error))?;
     let text: HashSet<usize> = object.functions.keys().map(|(section, _)| *section).collect();
     let maps: Vec<(String, RawFd, aya_obj::Map)> = object
         .maps
@@ -370,7 +386,9 @@ fn load_multi(ebpf: &Ebpf, settings: &Settings) -> Result<Vec<(SiteProgram, Owne
         let name = program.name();
         let found = object.programs.get(name).ok_or_else(|| damaged(&name))?;
         let function = object.functions.get(&found.function_key()).ok_or_else(|| damaged(&name))?;
-        let fd = bpf::load_uprobe_multi(name, &function.instructions, &found.license, true)
+        let functions = &function.func_info.func_info;
+        let types = types.as_ref().map(|types| (types.as_fd(), functions.as_slice()));
+        let fd = bpf::load_uprobe_multi(name, &function.instructions, &found.license, types)
             .map_err(|error| KernelError::Program { program: name, reason: error.to_string() })?;
         loaded.push((program, fd));
     }

@@ -6,8 +6,10 @@
 //! discover ─Worker→ identify ─Build→ resolve ─Sites→ attach ─links→ [kernel: pair] ─bytes→ receive ─Operation→ export, view
 //! ```
 
+pub mod clock;
 pub mod value;
 pub mod catalog;
+pub mod job;
 pub mod config;
 pub mod identify;
 pub mod resolve;
@@ -17,7 +19,9 @@ pub mod discover;
 pub mod kernel;
 pub mod attach;
 pub mod receive;
+pub mod written;
 pub mod group;
+pub mod workers;
 pub mod observe;
 pub mod export;
 pub mod view;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cadscope::config::{Args, Command, Config, LogFormat};
+use cadscope::config::{Args, Attach, Command, Config, LogFormat};
 use cadscope::observe::ObserverOptions;
 use cadscope::{agent, coverage, preflight, trace};
 use clap::Parser;
@@ -35,9 +35,10 @@ fn run(config: Config) -> anyhow::Result<u8> {
     let mut options = ObserverOptions {
         catalog: Arc::new(config.catalog),
         proc: config.proc,
+        variables: config.variables,
         linger: Duration::ZERO,
         only_targets: false,
-        allow_multi: true,
+        allow_multi: config.attach == Attach::Auto,
     };
     match config.command {
         Command::Agent(agent_config) => {

@@ -3,27 +3,25 @@
 //! Owns the kernel side, the table of files and the table of workers. One thread calls [`Observer::poll`] in a loop;
 //! everything that happens reaches the caller through its closure, in order.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use aya::maps::{MapData, RingBuf};
 use cadscope_common::record::ProcessKey;
-use nix::poll::{PollFd, PollFlags, PollTimeout};
 
 use crate::attach::{Attacher, FileError, Seen};
 use crate::catalog::Catalog;
 use crate::discover::{self, FileId, Mapping, Mappings, MappingsError, Step};
 use crate::identify;
-use crate::kernel::{AttachMode, Kernel, KernelError};
+use crate::job::{Job, Variables};
+use crate::kernel::{AttachMode, Kernel, KernelError, Records, wait};
 use crate::operation::{Operation, Worker};
 use crate::plan::Versions;
 use crate::receive::{self, Event, Exceptions};
+use crate::workers::{Live, Targets, Workers};
+use crate::written::Written;
 
-/// Programs of processes that may become workers, remembered at once.
-const MAX_PROGRAMS: usize = 65_536;
 /// How often the mappings of workers are looked at again, in nanoseconds.
 const REVIEW_NS: u64 = 10_000_000_000;
 /// How often uninteresting files are forgotten, in nanoseconds.
@@ -78,26 +76,18 @@ pub enum Observation {
     Dropped(&'static str),
 }
 
-#[derive(Debug)]
-struct Live {
-    worker: Arc<Worker>,
-    started_ns: u64,
-    /// The versions were read from the process itself, or cannot be.
-    settled: bool,
-    operations: u64,
-}
-
 /// The running observation.
 pub struct Observer {
     kernel: Kernel,
-    events: RingBuf<MapData>,
+    records: Records,
     mappings: Mappings,
     attacher: Attacher,
-    workers: HashMap<u32, Live>,
-    programs: HashMap<u32, Option<String>>,
+    workers: Workers,
     exceptions: Exceptions,
+    written: Written,
     proc: PathBuf,
-    only: Option<HashSet<u32>>,
+    variables: Variables,
+    targets: Targets,
     reviewed_ns: u64,
     forgot_ns: u64,
     received: u64,
@@ -110,6 +100,8 @@ pub struct ObserverOptions {
     pub catalog: Arc<Catalog>,
     /// Mount point of the node's procfs.
     pub proc: PathBuf,
+    /// The variables that say what a worker works on.
+    pub variables: Variables,
     /// How long probes stay on a file that no worker maps.
     pub linger: Duration,
     /// Observe only processes that are added as targets, and their descendants.
@@ -125,19 +117,20 @@ impl Observer {
     /// What the node lacks.
     pub fn start(options: ObserverOptions) -> Result<Self, ObserveError> {
         let mut kernel = Kernel::load(options.only_targets, options.allow_multi)?;
-        let events = kernel.take_events()?;
+        let records = kernel.take_events()?;
         let mappings = Mappings::open()?;
         let now = now_ns();
         Ok(Self {
             kernel,
-            events,
+            records,
             mappings,
             attacher: Attacher::new(options.catalog, options.linger),
-            workers: HashMap::new(),
-            programs: HashMap::new(),
+            workers: Workers::default(),
             exceptions: Exceptions::default(),
+            written: Written::new(&options.proc),
             proc: options.proc,
-            only: options.only_targets.then(HashSet::new),
+            variables: options.variables,
+            targets: Targets::new(!options.only_targets),
             reviewed_ns: now,
             forgot_ns: now,
             received: 0,
@@ -149,9 +142,7 @@ impl Observer {
     /// # Errors
     /// The kernel refused.
     pub fn add_target(&mut self, pid: u32) -> Result<(), KernelError> {
-        if let Some(only) = &mut self.only {
-            only.insert(pid);
-        }
+        self.targets.add(pid);
         self.kernel.add_target(pid)
     }
 
@@ -173,15 +164,10 @@ impl Observer {
         }
     }
 
-    /// Waits until something happens or `timeout` is over, and says what happened. `also` is a descriptor that ends
-    /// the wait, too.
-    pub fn poll(
-        &mut self,
-        timeout: Duration,
-        also: Option<BorrowedFd<'_>>,
-        say: &mut dyn FnMut(Observation),
-    ) {
-        self.wait(timeout, also);
+    /// Waits until something happens or `timeout` is over, and says what happened.
+    pub fn poll(&mut self, timeout: Duration, say: &mut dyn FnMut(Observation)) {
+        let records = std::iter::once(self.records.descriptor());
+        wait::readable(self.mappings.descriptors().chain(records), timeout);
         self.drain(say);
         let now = now_ns();
         if now.saturating_sub(self.reviewed_ns) >= REVIEW_NS {
@@ -201,26 +187,14 @@ impl Observer {
         self.mappings.drain(|step| steps.push(step));
         for step in steps {
             match step {
-                Step::Executed { pid } => self.executed(pid),
+                Step::Executed { pid } => self.workers.executed(pid),
                 Step::Mapped(mapping) => self.mapped(&mapping, say),
             }
         }
-        while let Some(record) = self.events.next() {
+        while let Some(event) = self.records.next(receive::read) {
             self.received += 1;
-            let event = receive::read(&record);
-            drop(record);
             match event {
-                Ok(event) => Self::take(
-                    event,
-                    &mut Parts {
-                        kernel: &mut self.kernel,
-                        attacher: &mut self.attacher,
-                        workers: &mut self.workers,
-                        exceptions: &mut self.exceptions,
-                        proc: &self.proc,
-                    },
-                    say,
-                ),
+                Ok(event) => self.take(event, say),
                 Err(error) => say(Observation::Dropped(match error {
                     receive::Unreadable::Truncated => "truncated",
                     receive::Unreadable::UnknownKind => "unknown_kind",
@@ -230,62 +204,14 @@ impl Observer {
         }
     }
 
-    fn wait(&self, timeout: Duration, also: Option<BorrowedFd<'_>>) {
-        let raw: Vec<RawFd> =
-            self.mappings.descriptors().chain(std::iter::once(self.events.as_raw_fd())).collect();
-        let mut polled: Vec<PollFd<'_>> = raw
-            .iter()
-            .map(|fd| {
-                // SAFETY: the descriptors are owned by `self`, which outlives this call.
-                PollFd::new(unsafe { BorrowedFd::borrow_raw(*fd) }, PollFlags::POLLIN)
-            })
-            .collect();
-        if let Some(also) = &also {
-            polled.push(PollFd::new(also.as_fd(), PollFlags::POLLIN));
-        }
-        let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
-        // An interrupted wait is as good as one that is over.
-        let _ = nix::poll::poll(&mut polled, timeout);
-    }
-
-    fn executed(&mut self, pid: u32) {
-        if self.programs.len() >= MAX_PROGRAMS {
-            self.programs.clear();
-        }
-        self.programs.insert(pid, None);
-    }
-
     fn mapped(&mut self, mapping: &Mapping, say: &mut dyn FnMut(Observation)) {
         if mapping.pid == std::process::id() {
             return;
         }
-        if let Some(program @ None) = self.programs.get_mut(&mapping.pid) {
-            *program = Some(mapping.path.rsplit('/').next().unwrap_or_default().to_owned());
+        self.workers.mapped(mapping.pid, &mapping.path);
+        if self.targets.include(&self.proc, mapping.pid) {
+            self.see(mapping, say);
         }
-        if let Some(only) = &self.only
-            && !only.contains(&mapping.pid)
-            && !self.descends_from_target(mapping.pid)
-        {
-            return;
-        }
-        self.see(mapping, say);
-    }
-
-    /// Whether one of a process's ancestors is a target.
-    fn descends_from_target(&mut self, pid: u32) -> bool {
-        let Some(only) = &mut self.only else { return true };
-        let mut lineage = vec![pid];
-        let mut current = pid;
-        for _ in 0..32 {
-            let Some(parent) = discover::parent_of(&self.proc, current) else { return false };
-            if only.contains(&parent) {
-                only.extend(lineage);
-                return true;
-            }
-            lineage.push(parent);
-            current = parent;
-        }
-        false
     }
 
     fn see(&mut self, mapping: &Mapping, say: &mut dyn FnMut(Observation)) {
@@ -301,14 +227,14 @@ impl Observer {
         match self.attacher.look(&mut self.kernel, proc, mapping, versions) {
             Ok(Seen::Plain) => {}
             Ok(Seen::Worker) => {
-                let new = !self.workers.contains_key(&mapping.pid);
+                let new = !self.workers.contains(mapping.pid);
                 self.hold(mapping, say);
                 if new {
                     self.enlist(mapping.pid, say);
                 }
             }
             Ok(Seen::Runtime) => {
-                if self.workers.contains_key(&mapping.pid) {
+                if self.workers.contains(mapping.pid) {
                     self.hold(mapping, say);
                 }
             }
@@ -334,21 +260,18 @@ impl Observer {
         }
         let process =
             discover::key_of(&self.proc, pid).unwrap_or(ProcessKey { pid, padding: 0, start_boottime_ns: 0 });
-        let program = match self.programs.remove(&pid).flatten() {
-            Some(program) => program,
-            None => discover::program_of(&self.proc, pid),
-        };
+        let program = self.workers.program_of(pid).unwrap_or_else(|| discover::program_of(&self.proc, pid));
         let versions = self.attacher.versions_of(pid);
-        let worker = Arc::new(Worker {
+        let worker = Worker {
             process,
             program,
             freecad_version: versions.freecad,
             occt_version: versions.occt,
-        });
-        let started_ns = executed.unwrap_or(now);
-        self.workers
-            .insert(pid, Live { worker: Arc::clone(&worker), started_ns, settled: false, operations: 0 });
-        say(Observation::Started(worker));
+            job: job_of(&self.proc, pid, &self.variables),
+        };
+        let live = self.workers.enter(worker, executed.unwrap_or(now));
+        say(Observation::Started(Arc::clone(&live.worker)));
+        self.written.hold(pid);
         // A refusal shows when the process ends without notice: the review finds it.
         let _ = self.kernel.add_worker(process);
         for mapping in discover::mappings_of(&self.proc, pid) {
@@ -358,59 +281,96 @@ impl Observer {
 
     /// Takes over what a newly mapped file says of a worker's versions.
     fn refresh(&mut self, pid: u32, say: &mut dyn FnMut(Observation)) {
-        let Some(live) = self.workers.get_mut(&pid) else { return };
-        let versions = self.attacher.versions_of(pid);
-        renew(live, &versions, say);
+        let Some(live) = self.workers.get_mut(pid) else { return };
+        renew(live, &self.attacher.versions_of(pid), say);
     }
 
     /// Looks again at which files live workers map, and finds workers whose end was not reported.
     fn review(&mut self, now: u64, say: &mut dyn FnMut(Observation)) {
-        let pids: Vec<u32> = self.workers.keys().copied().collect();
-        for pid in pids {
+        for pid in self.workers.pids() {
             if discover::is_alive(&self.proc, pid) {
                 let mapped: HashSet<FileId> =
                     discover::mappings_of(&self.proc, pid).into_iter().map(|mapping| mapping.file).collect();
                 if !mapped.is_empty() {
                     self.attacher.retain(pid, &mapped, now);
                 }
-            } else if let Some(live) = self.workers.remove(&pid) {
-                self.attacher.release(pid, now);
-                say(Observation::Ended {
-                    worker: live.worker,
-                    started_ns: live.started_ns,
-                    ended_ns: now,
-                    status: None,
-                });
+            } else {
+                self.end(pid, None, now, say);
             }
         }
     }
 
-    fn take(event: Event, parts: &mut Parts<'_>, say: &mut dyn FnMut(Observation)) {
+    fn take(&mut self, event: Event, say: &mut dyn FnMut(Observation)) {
         match event {
-            Event::Thrown(exception) => parts.exceptions.announce(&exception),
+            Event::Thrown(exception) => self.exceptions.announce(&exception),
             Event::Ended(record) => {
-                let Some(slot) = parts.attacher.slot(record.probe).cloned() else {
+                let Some(slot) = self.attacher.slot(record.probe).cloned() else {
                     say(Observation::Dropped("unknown_probe"));
                     return;
                 };
-                let worker = parts.worker_of(record.process, &slot.versions, say);
-                let operation = receive::operation(&record, &slot, worker, parts.exceptions);
+                let worker = self.worker_of(record.process, &slot.versions, say);
+                let mut operation = receive::operation(&record, &slot, worker, &self.exceptions);
                 if !operation.probe.ignores(&operation.values) {
+                    self.written.size(&mut operation);
                     say(Observation::Operation(Box::new(operation)));
                 }
             }
             Event::Forked { parent, child } => {
-                let Some(live) = parts.workers.get(&parent.pid) else { return };
-                let worker = Arc::new(Worker { process: child, ..(*live.worker).clone() });
-                let settled = live.settled;
-                parts.attacher.inherit(parent.pid, child.pid);
-                say(Observation::Started(Arc::clone(&worker)));
-                parts
-                    .workers
-                    .insert(child.pid, Live { worker, started_ns: now_ns(), settled, operations: 0 });
+                if let Some(live) = self.workers.fork(parent.pid, child, now_ns()) {
+                    self.attacher.inherit(parent.pid, child.pid);
+                    self.written.hold(child.pid);
+                    say(Observation::Started(Arc::clone(&live.worker)));
+                }
             }
-            Event::Executed(process) => parts.end(process, None, now_ns(), say),
-            Event::Exited(process, status, at_ns) => parts.end(process, Some(status), at_ns, say),
+            Event::Executed(process) => {
+                self.end(process.pid, None, now_ns(), say);
+                // Mappings of its new program can have been reported before.
+                self.scan(Some(&[process.pid]), say);
+            }
+            Event::Exited(process, status, at_ns) => self.end(process.pid, Some(status), at_ns, say),
+        }
+    }
+
+    /// The worker that did an operation; one that was not recognised in time is made from what is known.
+    fn worker_of(
+        &mut self,
+        process: ProcessKey,
+        of_file: &Versions,
+        say: &mut dyn FnMut(Observation),
+    ) -> Arc<Worker> {
+        let Some(live) = self.workers.get_mut(process.pid) else {
+            let worker = Worker {
+                process,
+                program: discover::program_of(&self.proc, process.pid),
+                freecad_version: of_file.freecad.clone(),
+                occt_version: of_file.occt.clone(),
+                job: job_of(&self.proc, process.pid, &self.variables),
+            };
+            let live = self.workers.enter(worker, now_ns());
+            live.settled = true;
+            live.operations = 1;
+            say(Observation::Started(Arc::clone(&live.worker)));
+            self.written.hold(process.pid);
+            // A refusal shows when the process ends without notice: the review finds it.
+            let _ = self.kernel.add_worker(process);
+            return Arc::clone(&live.worker);
+        };
+        live.operations += 1;
+        if !live.settled {
+            live.settled = true;
+            if let Some((file, versions)) = self.attacher.read_freecad(&self.proc, process.pid) {
+                self.attacher.learn_freecad(file, &versions.freecad);
+                renew(live, &versions, say);
+            }
+        }
+        Arc::clone(&live.worker)
+    }
+
+    fn end(&mut self, pid: u32, status: Option<u32>, ended_ns: u64, say: &mut dyn FnMut(Observation)) {
+        self.attacher.release(pid, ended_ns);
+        self.written.release(pid);
+        if let Some(Live { worker, started_ns, .. }) = self.workers.end(pid) {
+            say(Observation::Ended { worker, started_ns, ended_ns, status });
         }
     }
 
@@ -422,7 +382,7 @@ impl Observer {
 
     /// The live workers with the number of their operations so far.
     pub fn workers(&self) -> impl Iterator<Item = (&Arc<Worker>, u64, u64)> {
-        self.workers.values().map(|live| (&live.worker, live.started_ns, live.operations))
+        self.workers.iter().map(|live| (&live.worker, live.started_ns, live.operations))
     }
 
     /// How probes are placed.
@@ -460,78 +420,8 @@ impl Observer {
     }
 }
 
-/// What a record needs while the ring buffer is being read.
-struct Parts<'a> {
-    kernel: &'a mut Kernel,
-    attacher: &'a mut Attacher,
-    workers: &'a mut HashMap<u32, Live>,
-    exceptions: &'a mut Exceptions,
-    proc: &'a Path,
-}
-
-impl Parts<'_> {
-    /// The worker that did an operation; one that was not recognised in time is made from what is known.
-    fn worker_of(
-        &mut self,
-        process: ProcessKey,
-        of_file: &Versions,
-        say: &mut dyn FnMut(Observation),
-    ) -> Arc<Worker> {
-        let Some(live) = self.workers.get_mut(&process.pid) else {
-            let worker = Arc::new(Worker {
-                process,
-                program: discover::program_of(self.proc, process.pid),
-                freecad_version: of_file.freecad.clone(),
-                occt_version: of_file.occt.clone(),
-            });
-            say(Observation::Started(Arc::clone(&worker)));
-            // A refusal shows when the process ends without notice: the review finds it.
-            let _ = self.kernel.add_worker(process);
-            let live =
-                Live { worker: Arc::clone(&worker), started_ns: now_ns(), settled: true, operations: 1 };
-            self.workers.insert(process.pid, live);
-            return worker;
-        };
-        live.operations += 1;
-        if !live.settled {
-            live.settled = true;
-            if let Some((file, versions)) = self.attacher.read_freecad(self.proc, process.pid) {
-                self.attacher.learn_freecad(file, &versions.freecad);
-                renew(live, &versions, say);
-            }
-        }
-        Arc::clone(&live.worker)
-    }
-
-    fn end(
-        &mut self,
-        process: ProcessKey,
-        status: Option<u32>,
-        at_ns: u64,
-        say: &mut dyn FnMut(Observation),
-    ) {
-        self.attacher.release(process.pid, at_ns);
-        if let Some(live) = self.workers.remove(&process.pid) {
-            say(Observation::Ended {
-                worker: live.worker,
-                started_ns: live.started_ns,
-                ended_ns: at_ns,
-                status,
-            });
-        }
-    }
-}
-
 fn renew(live: &mut Live, versions: &Versions, say: &mut dyn FnMut(Observation)) {
-    let mut worker = (*live.worker).clone();
-    if !versions.freecad.is_empty() {
-        worker.freecad_version.clone_from(&versions.freecad);
-    }
-    if !versions.occt.is_empty() {
-        worker.occt_version.clone_from(&versions.occt);
-    }
-    if worker != *live.worker {
-        live.worker = Arc::new(worker);
+    if live.renew(versions) {
         say(Observation::Renewed(Arc::clone(&live.worker)));
     }
 }
@@ -546,6 +436,10 @@ fn missed(mapping: &Mapping, error: &FileError) -> Observation {
         FileError::Kernel(_) => "kernel_map",
     };
     Observation::Missed { path: mapping.path.clone(), reason, error: error.to_string() }
+}
+
+fn job_of(proc: &Path, pid: u32, variables: &Variables) -> Arc<Job> {
+    Arc::new(Job::from_environ(&discover::environ_of(proc, pid), variables))
 }
 
 /// What the files of a process say of its versions, without looking into its memory.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use cadscope_common::record::ProcessKey;
 
 use crate::catalog::Probe;
+use crate::job::Job;
 pub use crate::value::{Outcome, Value};
 
 /// One finished call. `(process, tid, start_ns)` names it.
@@ -48,4 +49,6 @@ pub struct Worker {
     pub freecad_version: String,
     /// `""` where OCCT's version is not known.
     pub occt_version: String,
+    /// What it works on; that of its parent where it forked.
+    pub job: Arc<Job>,
 }

@@ -8,10 +8,14 @@ use cadscope_common::probe::base;
 
 use crate::catalog::{Catalog, Layout, Probe};
 use crate::identify;
-use crate::resolve::{ElfFile, FollowPolicy, Placement, Site, Sites, Unplaceable, Unreadable};
+use crate::resolve::{ElfFile, Exit, FollowPolicy, Placement, Site, Sites, Unplaceable, Unreadable, Vaddr};
 
 /// The C++ runtime's entry into a handler: every frame below it has been left by the exception.
 const CATCH: &str = "__cxa_begin_catch";
+/// The unwinder's ways to start an exception: a throw, and `throw;` in a handler.
+const RAISE: [&str; 2] = ["_Unwind_RaiseException", "_Unwind_Resume_or_Rethrow"];
+/// Where a cleanup hands the exception on.
+const RESUME: &str = "_Unwind_Resume";
 /// The names under which C libraries export their jumps.
 const JUMPS: [&str; 7] = [
     "longjmp",
@@ -58,6 +62,10 @@ pub struct Plan {
     pub probes: Vec<PlannedProbe>,
     /// Where a C++ exception is caught, if the file is or holds a C++ runtime.
     pub caught: Vec<Site>,
+    /// Where an exception starts, if the file is or holds an unwinder.
+    pub raised: Vec<Site>,
+    /// Where a cleanup ends, likewise.
+    pub resumed: Vec<Site>,
     /// Where longjmp is entered, if the file is or holds a C library.
     pub jumped: Vec<Site>,
     /// The file holds FreeCAD's configuration, and so its version.
@@ -74,7 +82,8 @@ impl Plan {
     /// Whether there is nothing at all of interest.
     #[must_use]
     pub fn is_plain(&self) -> bool {
-        self.probes.is_empty() && self.caught.is_empty() && self.jumped.is_empty()
+        self.probes.is_empty()
+            && [&self.caught, &self.resumed, &self.raised, &self.jumped].iter().all(|sites| sites.is_empty())
     }
 }
 
@@ -89,6 +98,7 @@ pub fn plan(bytes: &[u8], catalog: &Catalog, versions: &Versions) -> Result<Plan
     }
     let mut plan =
         Plan { has_freecad_config: elf.defines(identify::FREECAD_CONFIG_SYMBOL), ..Plan::default() };
+    let mut symbols = Vec::new();
     for probe in &catalog.probes {
         let Some(symbol) = probe.symbols.iter().find(|symbol| elf.defines(symbol)) else { continue };
         let layout = probe.layouts.iter().position(|layout| {
@@ -100,12 +110,32 @@ pub fn plan(bytes: &[u8], catalog: &Catalog, versions: &Versions) -> Result<Plan
             layout.program.fetches.iter().take(fetch_count(layout)).any(|fetch| fetch.base == base::RETURN)
         });
         let placement = if reads_return { Placement::ReturnFinal } else { Placement::Cheapest };
-        let sites = elf.place_with(symbol, FollowPolicy::default(), placement);
+        let sites = elf.place_with(symbol, FollowPolicy::default(), placement, &[]);
         plan.probes.push(PlannedProbe { probe: Arc::clone(probe), layout, sites });
+        symbols.push((symbol, placement));
     }
+    go_on_in_each_other(&elf, &mut plan.probes, &symbols);
     plan.caught = entries(&elf, &[CATCH]);
+    plan.raised = entries(&elf, &RAISE);
+    plan.resumed = entries(&elf, &[RESUME]);
     plan.jumped = entries(&elf, &JUMPS);
     Ok(plan)
+}
+
+/// Places again what ends in a tail call: where the callee has probes of its own, the operation goes on until its end.
+fn go_on_in_each_other(elf: &ElfFile<'_>, probes: &mut [PlannedProbe], symbols: &[(&String, Placement)]) {
+    let placed = probes.iter().zip(symbols).filter(|(planned, _)| planned.sites.is_ok());
+    let mut probed: Vec<Vaddr> =
+        placed.filter_map(|(_, (symbol, _))| elf.find(symbol)).map(|symbol| symbol.vaddr).collect();
+    probed.sort_unstable();
+    for (planned, (symbol, placement)) in probes.iter_mut().zip(symbols) {
+        let Ok(sites) = &planned.sites else { continue };
+        if sites.exits.iter().any(|(_, exit)| !matches!(exit, Exit::Return))
+            && let Ok(again) = elf.place_with(symbol, FollowPolicy::default(), *placement, &probed)
+        {
+            planned.sites = Ok(again);
+        }
+    }
 }
 
 fn fetch_count(layout: &Layout) -> usize {

@@ -100,11 +100,11 @@ pub enum Unplaceable {
     /// A loop runs over the entry, so that nothing in it is executed once a call.
     #[error("the entry is the head of a loop")]
     EntryRepeats,
-    /// The work is done by a function of another file, which the jump at this address goes to.
-    #[error("its work is done by {0}, in another file")]
-    WorkElsewhere(String),
-    /// The function has no exit.
-    #[error("it has no exit")]
+    /// The work is done by a function of another file, or by a virtual one, that it jumps to.
+    #[error("its work is done by {}, in another file", .0.as_deref().unwrap_or("a virtual function"))]
+    WorkElsewhere(Option<String>),
+    /// A callee that does the work could not be followed.
+    #[error("the end of its work cannot be placed")]
     NoExit,
     /// The distance from stack pointer to frame is not known where a probe must be.
     #[error("frame distance unknown at {0:#x}")]

@@ -15,6 +15,7 @@ pub(crate) fn worker(pid: u32, program: &str) -> Arc<Worker> {
         program: program.to_owned(),
         freecad_version: "1.0.2".to_owned(),
         occt_version: "7.8.1".to_owned(),
+        job: Arc::default(),
     })
 }
 

@@ -140,7 +140,7 @@ fn run_program(
     }
     forward_signals(&child);
     let status = loop {
-        observer.poll(Duration::from_millis(10), None, &mut |observation| collected.take(observation));
+        observer.poll(Duration::from_millis(10), &mut |observation| collected.take(observation));
         if let Some(status) = child.try_wait().context("cannot wait for the command")? {
             break status;
         }
@@ -212,7 +212,7 @@ fn follow(pid: u32, observer: &mut Observer, collected: &mut Collected) -> anyho
     eprintln!("cadscope: following process {pid}; Ctrl-C ends the trace");
     while std::path::Path::new("/proc").join(pid.to_string()).exists() && !INTERRUPTED.load(Ordering::Relaxed)
     {
-        observer.poll(Duration::from_millis(50), None, &mut |observation| collected.take(observation));
+        observer.poll(Duration::from_millis(50), &mut |observation| collected.take(observation));
     }
     Ok(())
 }

@@ -5,7 +5,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::catalog::Label;
 use crate::operation::{Operation, Worker};
 
 mod bar;
@@ -63,54 +62,12 @@ pub struct Skipped {
     pub reason: String,
 }
 
+/// What rows of one sort are called together.
+fn kind(operation: &Operation) -> String {
+    operation.probe.kind(&operation.values, operation.outcome)
+}
+
 /// What a row is called.
 fn title(operation: &Operation) -> String {
     operation.probe.title(&operation.values)
-}
-
-/// What rows of one sort are called together: the title without the values that tell them apart. Values that are labels
-/// stay, because they are few: `recompute {object} ({class})` is `recompute (Part::Box)`.
-fn kind(operation: &Operation) -> String {
-    let probe = &operation.probe;
-    let labels = probe.label_values(&operation.values, operation.outcome);
-    let label = |name: &str| {
-        // A place may name a label, or a value that a label shows as it is.
-        let made = probe.labels.iter().find(|(label, made)| *label == name || shown(made) == Some(name))?.0;
-        labels.iter().find(|(label, _)| label == made).map(|(_, value)| value.as_ref())
-    };
-    fill(&probe.title, label)
-}
-
-/// The title with these values in its places, and nothing where there is none.
-fn fill<'v>(title: &str, value: impl Fn(&str) -> Option<&'v str>) -> String {
-    let mut out = String::new();
-    let mut rest = title;
-    while let Some((before, after)) = rest.split_once('{') {
-        let Some((name, after)) = after.split_once('}') else { break };
-        out.push_str(before);
-        out.push_str(value(name).unwrap_or_default());
-        rest = after;
-    }
-    out.push_str(rest);
-    out.replace("()", "").split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-fn shown(label: &Label) -> Option<&str> {
-    matches!(label, Label::Map(..) | Label::Text(_)).then(|| label.value()).flatten()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::samples;
-
-    #[test]
-    fn a_kind_keeps_the_labels_of_a_title() {
-        let mut probe = samples::probe("obj.recompute", "recompute {object} ({type}) in {document}");
-        probe.labels.insert("class".to_owned(), Label::Text("type".to_owned()));
-        let mut operation = samples::operation(&Arc::new(probe), &samples::worker(7, "freecadcmd"), 0.0, 1.0);
-        assert_eq!(kind(&operation), "recompute (unknown) in");
-        operation.values = [samples::text("object", "Box"), samples::text("type", "Part::Box")].into();
-        assert_eq!(kind(&operation), "recompute (Part::Box) in");
-    }
 }

@@ -21,6 +21,10 @@ pub struct KernelOffsets {
     pub task_tgid: u32,
     /// `task_struct::thread.fsbase`.
     pub task_fsbase: u32,
+    /// `task_struct::sas_ss_sp`.
+    pub task_sas_ss_sp: u32,
+    /// `task_struct::sas_ss_size`.
+    pub task_sas_ss_size: u32,
     /// `signal_struct::live`.
     pub signal_live: u32,
     /// `signal_struct::group_exit_code`.
@@ -30,7 +34,7 @@ pub struct KernelOffsets {
 }
 
 /// Fields of [`KernelOffsets`].
-pub const KERNEL_OFFSETS: usize = 10;
+pub const KERNEL_OFFSETS: usize = 12;
 
 impl KernelOffsets {
     /// All zero, for a static.
@@ -42,6 +46,8 @@ impl KernelOffsets {
         task_pid: 0,
         task_tgid: 0,
         task_fsbase: 0,
+        task_sas_ss_sp: 0,
+        task_sas_ss_size: 0,
         signal_live: 0,
         signal_group_exit_code: 0,
         signal_flags: 0,
@@ -58,8 +64,8 @@ pub struct Settings {
     pub offsets: KernelOffsets,
     /// 1 = only processes in `TARGETS` and their descendants are observed.
     pub only_targets: u32,
-    /// 1 = the programs may sleep: memory that is not resident is paged in.
-    pub may_fault: u32,
+    /// Zero.
+    pub padding: u32,
 }
 
 const _: () = assert!(size_of::<Settings>() == size_of::<KernelOffsets>() + 8);

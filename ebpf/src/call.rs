@@ -23,18 +23,12 @@ use crate::{
     maps::{
         CAPTURES, Frame, PROBES, TARGETS, THREADS, Thread, WORKERS, ZERO_CAPTURE, ZERO_THREAD, count, setting,
     },
-    process, user,
+    process, unwind, user,
 };
-
-/// Operations that can end at one return: each but the innermost went on in the next by a tail call.
-const MAX_TAIL_CALLS: usize = 3;
-
-/// Abandoned frames that one hit ends; the next hit goes on. The verifier walks every round of the loop.
-const MAX_ABANDONED: usize = 8;
 
 const CAPTURED: u32 = 1 << 31;
 
-/// Frames further apart than this are taken to be on different stacks (a signal stack, a coroutine).
+/// Frames further apart than this are taken to be on different stacks (a coroutine's).
 pub const STACK_SPAN: u64 = 16 << 20;
 
 /// How frames end when they do not return.
@@ -49,6 +43,18 @@ pub struct Ending {
     pub exception: u64,
     /// When.
     pub at_ns: u64,
+}
+
+/// Which frames have been left.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Left {
+    /// Those whose slot lies below this, on the same stack.
+    pub below: u64,
+    /// At least so many frames stay.
+    pub floor: u32,
+    /// 1 = those on the signal stack too, if `below` is not on it: a jump off that stack.
+    pub off_signal_stack: u32,
 }
 
 /// Registers that fetches may start from.
@@ -83,8 +89,9 @@ macro_rules! register {
 }
 pub(crate) use register;
 
+/// The slot that a site's cookie leads to.
 #[inline(always)]
-fn slot_of(ctx: &ProbeContext, cookie: Cookie) -> u64 {
+pub fn slot_of(ctx: &ProbeContext, cookie: Cookie) -> u64 {
     let (sp, fp) = (register!(ctx, rsp), register!(ctx, rbp));
     let register = match cookie.base() {
         Base::StackPointer => sp,
@@ -93,8 +100,9 @@ fn slot_of(ctx: &ProbeContext, cookie: Cookie) -> u64 {
     register.wrapping_add_signed(cookie.distance())
 }
 
+/// The cookie of the site that was hit.
 #[inline(always)]
-fn cookie_of(ctx: &ProbeContext) -> Cookie {
+pub fn cookie_of(ctx: &ProbeContext) -> Cookie {
     // SAFETY: the context is the one the kernel gave.
     Cookie(unsafe { bpf_get_attach_cookie(ctx.as_ptr()) })
 }
@@ -128,10 +136,8 @@ fn enter(ctx: &ProbeContext) -> Option<()> {
     count(Counter::Entered);
     let slot = slot_of(ctx, cookie);
     let thread = thread_of(pid, tid)?;
-    let abandoned = Ending { by: ended_by::JUMP, signal: 0, exception: 0, at_ns: start_ns };
-    // A frame with this very slot is dead too, unless its function goes on in this one by a tail call.
-    if close_below::<MAX_ABANDONED>(thread, tid, slot, true, abandoned) > 0 {
-        count(Counter::Abandoned);
+    if is_top_dead(thread, slot) {
+        abandon(thread, tid, slot, start_ns);
     }
     // SAFETY: the thread's state is touched by the thread itself only.
     let depth = unsafe { (*thread).depth };
@@ -188,11 +194,6 @@ fn leave(ctx: &ProbeContext) -> Option<()> {
         return None;
     };
     let slot = slot_of(ctx, cookie);
-    let abandoned = Ending { by: ended_by::JUMP, signal: 0, exception: 0, at_ns: end_ns };
-    if close_below::<MAX_ABANDONED>(thread, tid, slot, false, abandoned) > 0 {
-        count(Counter::Abandoned);
-    }
-    let mut closed = false;
     let register = cookie.return_register();
     // An array, not a match: the verifier would walk the rest once for each register.
     let by_number = [
@@ -216,22 +217,15 @@ fn leave(ctx: &ProbeContext) -> Option<()> {
     let returned = by_number[usize::from(register) & 15];
     let return_known = u64::from(register != RETURN_NOT_FINAL);
     let registers = Registers { args: [0; 6], returned, return_known };
-    for _ in 0..MAX_TAIL_CALLS {
+    let ending = Ending { by: ended_by::RETURN, signal: 0, exception: 0, at_ns: end_ns };
+    let mut closed = close_returned(thread, tid, slot, &ending, &registers);
+    if closed == 0 && own {
+        // A frame that an exception was thought to have left returns: no exception is in flight.
         // SAFETY: the thread's state is touched by the thread itself only.
-        let depth = unsafe { (*thread).depth };
-        if depth == 0 {
-            break;
-        }
-        let top = frame(thread, depth - 1);
-        // SAFETY: inside the thread's frames.
-        if unsafe { (*top).slot } != slot {
-            break;
-        }
-        let ending = Ending { by: ended_by::RETURN, signal: 0, exception: 0, at_ns: end_ns };
-        close_top(thread, tid, &ending, &registers);
-        closed = true;
+        unsafe { (*thread).flights = 0 };
+        closed = close_returned(thread, tid, slot, &ending, &registers);
     }
-    if own && !closed {
+    if own && closed == 0 {
         count(Counter::ReturnWithoutEntry);
     }
     Some(())
@@ -370,36 +364,134 @@ fn fetch_text(place: u8, blocks: u8, record: *mut Operation, address: u64) -> bo
     unsafe { user::read_text(to, size, address) }
 }
 
-/// Ends the frames whose slot lies below `slot` on the same stack (or at it, if `at_too` and the frame's function does
-/// not go on by a tail call). Returns how many.
+/// Whether the innermost frame may have been left by the time a call with this slot begins: looked at closer then.
 #[inline(always)]
-pub fn close_below<const MOST: usize>(
-    thread: *mut Thread,
-    tid: u32,
-    slot: u64,
-    at_too: bool,
-    ending: Ending,
-) -> u32 {
-    let mut closed = 0;
-    for _ in 0..MOST {
-        // SAFETY: the thread's state is touched by the thread itself only.
-        let depth = unsafe { (*thread).depth };
-        if depth == 0 {
-            break;
-        }
+fn is_top_dead(thread: *mut Thread, slot: u64) -> bool {
+    // SAFETY: the thread's state is touched by the thread itself only.
+    let depth = unsafe { (*thread).depth };
+    // SAFETY: inside the thread's frames.
+    depth > 0 && unsafe { (*frame(thread, depth - 1)).slot <= slot }
+}
+
+/// Ends what a call that begins finds abandoned. A frame with its very slot is dead too, unless its function goes on
+/// in this one by a tail call.
+#[unsafe(no_mangle)]
+pub extern "C" fn abandon(thread: *mut Thread, tid: u32, slot: u64, at_ns: u64) -> u32 {
+    if thread.is_null() {
+        return 0;
+    }
+    unwind::forget_stale_flights(thread, slot);
+    let floor = unwind::floor(thread);
+    let ending = Ending { by: ended_by::JUMP, signal: 0, exception: 0, at_ns };
+    let mut closed = close_left(thread, tid, &Left { below: slot, floor, off_signal_stack: 0 }, &ending);
+    // SAFETY: the thread's state is touched by the thread itself only.
+    let depth = unsafe { (*thread).depth };
+    if depth > floor {
         let top = frame(thread, depth - 1);
         // SAFETY: inside the thread's frames.
         let (top_slot, probe) = unsafe { ((*top).slot, (*top).probe) };
-        if top_slot > slot || slot - top_slot > STACK_SPAN {
+        if top_slot == slot && !goes_on(probe) {
+            let left = Left { below: slot + 1, floor, off_signal_stack: 0 };
+            closed += close_left(thread, tid, &left, &ending);
+        }
+    }
+    if closed > 0 {
+        count(Counter::Abandoned);
+    }
+    closed
+}
+
+/// Ends the frames that have been left. Returns how many.
+#[unsafe(no_mangle)]
+pub extern "C" fn close_left(thread: *mut Thread, tid: u32, left: *const Left, ending: *const Ending) -> u32 {
+    if thread.is_null() || left.is_null() || ending.is_null() {
+        return 0;
+    }
+    // SAFETY: a live value of the caller.
+    let left = unsafe { *left };
+    let stack = SignalStack::current();
+    let target_on_it = stack.holds(left.below);
+    let mut closed = 0;
+    for _ in 0..MAX_DEPTH {
+        // SAFETY: the thread's state is touched by the thread itself only.
+        let depth = unsafe { (*thread).depth };
+        if depth <= left.floor {
             break;
         }
-        if top_slot == slot && (!at_too || goes_on(probe)) {
+        // SAFETY: inside the thread's frames.
+        let slot = unsafe { (*frame(thread, depth - 1)).slot };
+        let frame_on_it = stack.holds(slot);
+        let off = left.off_signal_stack == 1 && frame_on_it && !target_on_it;
+        let below = slot < left.below && left.below - slot <= STACK_SPAN && frame_on_it == target_on_it;
+        if !off && !below {
             break;
         }
-        close_top(thread, tid, &ending, core::ptr::null());
+        end_left(thread, tid, ending);
         closed += 1;
     }
     closed
+}
+
+/// Ends the frames that return with this slot, each but the innermost having gone on in the next by a tail call, and
+/// before them those found abandoned. Returns how many returned.
+#[unsafe(no_mangle)]
+pub extern "C" fn close_returned(
+    thread: *mut Thread,
+    tid: u32,
+    slot: u64,
+    ending: *const Ending,
+    registers: *const Registers,
+) -> u32 {
+    if thread.is_null() || ending.is_null() || registers.is_null() {
+        return 0;
+    }
+    let floor = unwind::floor(thread);
+    // SAFETY: a live value of the caller.
+    let at_ns = unsafe { (*ending).at_ns };
+    if is_top_dead(thread, slot) {
+        let left = Left { below: slot, floor, off_signal_stack: 0 };
+        let abandoned = Ending { by: ended_by::JUMP, signal: 0, exception: 0, at_ns };
+        if close_left(thread, tid, &left, &abandoned) > 0 {
+            count(Counter::Abandoned);
+        }
+    }
+    let mut closed = 0;
+    for _ in 0..MAX_DEPTH {
+        // SAFETY: the thread's state is touched by the thread itself only.
+        let depth = unsafe { (*thread).depth };
+        if depth <= floor {
+            break;
+        }
+        // SAFETY: inside the thread's frames.
+        if unsafe { (*frame(thread, depth - 1)).slot } != slot {
+            break;
+        }
+        end_returned(thread, tid, ending, registers);
+        closed += 1;
+    }
+    closed
+}
+
+/// The stack on which this thread's signal handlers run.
+#[derive(Clone, Copy)]
+struct SignalStack {
+    start: u64,
+    bytes: u64,
+}
+
+impl SignalStack {
+    #[inline(always)]
+    fn current() -> Self {
+        Self {
+            start: process::current_u64(setting!(offsets.task_sas_ss_sp)),
+            bytes: process::current_u64(setting!(offsets.task_sas_ss_size)),
+        }
+    }
+
+    #[inline(always)]
+    fn holds(self, address: u64) -> bool {
+        address.wrapping_sub(self.start) < self.bytes
+    }
 }
 
 #[inline(always)]
@@ -410,13 +502,13 @@ fn goes_on(probe: u32) -> bool {
 
 /// Ends every frame of a thread.
 #[inline(always)]
-pub fn close_all(thread: *mut Thread, tid: u32, ending: Ending) {
+pub fn close_all(thread: *mut Thread, tid: u32, ending: &Ending) {
     for _ in 0..MAX_DEPTH {
         // SAFETY: the thread is gone or this is it.
         if unsafe { (*thread).depth } == 0 {
             break;
         }
-        close_top(thread, tid, &ending, core::ptr::null());
+        end_left(thread, tid, ending);
     }
 }
 
@@ -434,20 +526,63 @@ pub fn forget(thread: *mut Thread, tid: u32) {
     let _ = THREADS.remove(tid);
 }
 
-/// Ends the innermost frame and sends its record; `registers` is null unless it returned.
-///
-/// Plain pointers, because the debug information of Rust's enums is no valid BTF.
-#[inline(never)]
-fn close_top(thread: *mut Thread, tid: u32, ending: *const Ending, registers: *const Registers) {
-    close_top_inner(thread, tid, ending, registers);
+/// How many of the first `depth` frames are open around a call with this slot. All, unless an exception in flight has
+/// left some that it will name when it is caught.
+#[inline(always)]
+fn frames_around(thread: *mut Thread, depth: u32, slot: u64) -> u32 {
+    let mut around = depth;
+    // SAFETY: inside the thread's frames.
+    if depth == 0 || unsafe { (*frame(thread, depth - 1)).slot } >= slot || unwind::floor(thread) < depth {
+        return around;
+    }
+    let stack = SignalStack::current();
+    for _ in 0..MAX_DEPTH {
+        if around == 0 {
+            break;
+        }
+        // SAFETY: inside the thread's frames.
+        let outer = unsafe { (*frame(thread, around - 1)).slot };
+        if outer >= slot || slot - outer > STACK_SPAN || stack.holds(outer) != stack.holds(slot) {
+            break;
+        }
+        around -= 1;
+    }
+    around
 }
 
-#[inline(always)]
-fn close_top_inner(
+/// Ends the innermost frame, which did not return, and sends its record.
+///
+/// A global function, which the verifier looks at once and not once a caller; its arguments are plain pointers,
+/// because the debug information of Rust's enums is no valid BTF. It reads nothing of the worker's, which may sleep.
+#[unsafe(no_mangle)]
+pub extern "C" fn end_left(thread: *mut Thread, tid: u32, ending: *const Ending) -> u32 {
+    if !thread.is_null() && !ending.is_null() {
+        end_top(thread, tid, ending, None);
+    }
+    0
+}
+
+/// Ends the innermost frame, which returned, and sends its record.
+#[unsafe(no_mangle)]
+pub extern "C" fn end_returned(
     thread: *mut Thread,
     tid: u32,
     ending: *const Ending,
     registers: *const Registers,
+) -> u32 {
+    if !thread.is_null() && !ending.is_null() && !registers.is_null() {
+        // SAFETY: a live value of the caller.
+        end_top(thread, tid, ending, Some(unsafe { &*registers }));
+    }
+    0
+}
+
+#[inline(always)]
+fn end_top(
+    thread: *mut Thread,
+    tid: u32,
+    ending: *const Ending,
+    registers: Option<&Registers>,
 ) -> Option<()> {
     // SAFETY: a live value of the caller.
     let ending = unsafe { &*ending };
@@ -464,11 +599,13 @@ fn close_top_inner(
         count(Counter::TooShort);
         return None;
     }
-    let parent_start_ns = if depth == 0 {
+    // SAFETY: inside the thread's frames.
+    let around = frames_around(thread, depth, unsafe { (*top).slot });
+    let parent_start_ns = if around == 0 {
         0
     } else {
         // SAFETY: inside the thread's frames.
-        unsafe { (*frame(thread, depth - 1)).start_ns }
+        unsafe { (*frame(thread, around - 1)).start_ns }
     };
     let mut bare = MaybeUninit::<[u64; OPERATION_BARE_BYTES / 8]>::uninit();
     let capture = if state & CAPTURED != 0 { CAPTURES.get_ptr_mut(capture_key(tid, depth)) } else { None };
@@ -484,12 +621,10 @@ fn close_top_inner(
         // SAFETY: before the words.
         unsafe { (*record).unread = u16::MAX };
     } else {
-        if registers.is_null() {
+        match registers {
+            Some(registers) => fetch(program, record, edge::LEAVE, registers),
             // SAFETY: a record that only this thread touches; map values live as long as the program.
-            unsafe { (*record).unread |= (*program).leave_fetches as u16 };
-        } else {
-            // SAFETY: a live value of the caller.
-            fetch(program, record, edge::LEAVE, unsafe { &*registers });
+            None => unsafe { (*record).unread |= (*program).leave_fetches as u16 },
         }
     }
     // SAFETY: both kinds of record have room for what comes before the words.
@@ -498,7 +633,7 @@ fn close_top_inner(
         (*record).probe = probe;
         (*record).process = (*thread).process;
         (*record).tid = tid;
-        (*record).depth = depth;
+        (*record).depth = around;
         (*record).start_ns = start_ns;
         (*record).end_ns = ending.at_ns;
         (*record).parent_start_ns = parent_start_ns;

@@ -27,6 +27,19 @@ pub struct Frame {
     pub state: u32,
 }
 
+/// A C++ exception between its throw and its catch.
+#[repr(C)]
+pub struct Flight {
+    /// Its `_Unwind_Exception`.
+    pub header: u64,
+    /// Frames open when it was thrown, and not yet known to have been left. Only it can end them.
+    pub floor: u64,
+}
+
+/// Exceptions in flight at once on one thread that are told apart: all but the last were thrown before a destructor
+/// that threw and catches another.
+pub const MAX_FLIGHTS: usize = 4;
+
 /// The open calls of one thread, outermost first.
 #[repr(C)]
 pub struct Thread {
@@ -36,6 +49,10 @@ pub struct Thread {
     pub depth: u32,
     /// Entries `(tid, n)` exist in `CAPTURES` for n below this.
     pub captures: u32,
+    /// Exceptions in flight.
+    pub flights: u64,
+    /// They, innermost last.
+    pub flying: [Flight; MAX_FLIGHTS],
     /// The frames.
     pub frames: [Frame; MAX_DEPTH],
 }
@@ -53,7 +70,7 @@ pub struct Capture {
 /// What the agent says before load. Written once by the agent, read-only for the programs.
 #[unsafe(no_mangle)]
 static SETTINGS: Settings =
-    Settings { offsets: cadscope_common::settings::KernelOffsets::ZERO, only_targets: 0, may_fault: 0 };
+    Settings { offsets: cadscope_common::settings::KernelOffsets::ZERO, only_targets: 0, padding: 0 };
 
 /// The settings; volatile, because the loader replaces them after compilation.
 #[inline(always)]

@@ -84,7 +84,7 @@ pub fn process_executed(ctx: RawTracePointContext) -> i32 {
     let (pid, _) = ids();
     let at_ns = now_ns();
     if let Some(thread) = THREADS.get_ptr_mut(old_tid) {
-        close_all(thread, old_tid, Ending { by: ended_by::EXEC, signal: 0, exception: 0, at_ns });
+        close_all(thread, old_tid, &Ending { by: ended_by::EXEC, signal: 0, exception: 0, at_ns });
         forget(thread, old_tid);
     }
     let _ = EXECUTED.insert(pid, at_ns, 0);
@@ -113,7 +113,7 @@ pub fn thread_exited(_ctx: RawTracePointContext) -> i32 {
         // SAFETY: two bits, four entries.
         let by = unsafe { core::ptr::read_volatile((&raw const ENDINGS).cast::<u8>().add(case & 3)) };
         let signal = if by == ended_by::SIGNAL { number } else { 0 };
-        close_all(thread, tid, Ending { by, signal, exception: 0, at_ns });
+        close_all(thread, tid, &Ending { by, signal, exception: 0, at_ns });
         forget(thread, tid);
     }
     if last {

@@ -1,7 +1,8 @@
-//! Turns exceptions that were caught and jumps that were made into the end of the operations they left.
+//! Turns exceptions and jumps into the end of the operations they left.
 //!
-//! No uretprobe and no probe at `throw` is needed: at `__cxa_begin_catch` every frame below the catching one is gone,
-//! and the exception object names its type.
+//! No uretprobe is needed: where a cleanup ends (`_Unwind_Resume`) and where a handler begins (`__cxa_begin_catch`),
+//! every frame below is gone, and the exception object names its type. A destructor that runs meanwhile can throw and
+//! catch exceptions of its own; that these leave alone what the outer one has left is why a throw is noted.
 
 use aya_ebpf::{macros::uprobe, programs::ProbeContext};
 use cadscope_common::{
@@ -10,9 +11,9 @@ use cadscope_common::{
 };
 
 use crate::{
-    call::{Ending, STACK_SPAN, close_below, ids, now_ns, register},
+    call::{Ending, Left, STACK_SPAN, close_left, cookie_of, ids, now_ns, register, slot_of},
     emit,
-    maps::{THREADS, setting},
+    maps::{Flight, MAX_FLIGHTS, THREADS, Thread, setting},
     process, user,
 };
 
@@ -23,6 +24,133 @@ const TYPE_BEFORE_OBJECT: u64 = 112;
 /// In a dependent exception (`std::rethrow_exception`) the first field is the thrown object.
 const DEPENDENT: u64 = 1;
 
+/// Where both common unwinders keep the stack pointer of the handler in an `_Unwind_Exception`.
+const HANDLER_STACK: u64 = 24;
+
+#[inline(always)]
+fn flight(thread: *mut Thread, index: u64) -> *mut Flight {
+    // SAFETY: the mask keeps the index inside the array.
+    unsafe { (&raw mut (*thread).flying).cast::<Flight>().add(index as usize & (MAX_FLIGHTS - 1)) }
+}
+
+#[inline(always)]
+fn flights(thread: *mut Thread) -> u64 {
+    // SAFETY: the thread's state is touched by the thread itself only.
+    unsafe { (*thread).flights }
+}
+
+/// Frames below the first `index` exceptions in flight, which only these can end.
+#[inline(always)]
+fn floor_under(thread: *mut Thread, index: u64) -> u32 {
+    if index == 0 {
+        return 0;
+    }
+    // SAFETY: inside the thread's flights.
+    unsafe { (*flight(thread, index - 1)).floor as u32 }
+}
+
+/// Frames that only an exception in flight can end.
+#[inline(always)]
+pub fn floor(thread: *mut Thread) -> u32 {
+    floor_under(thread, flights(thread))
+}
+
+/// Forgets exceptions that cannot be in flight any more when a call with this slot begins: until it is caught, nothing
+/// runs above its handler. They were swallowed without a catch.
+#[inline(always)]
+pub fn forget_stale_flights(thread: *mut Thread, slot: u64) {
+    let count = flights(thread);
+    if count == 0 {
+        return;
+    }
+    // SAFETY: inside the thread's flights.
+    let header = unsafe { (*flight(thread, count - 1)).header };
+    let handler = user::read_u64(header.wrapping_add(HANDLER_STACK)).unwrap_or(0);
+    let is_same_stack = handler.abs_diff(slot) <= STACK_SPAN;
+    if !is_cpp(header) || is_same_stack && slot >= handler {
+        // SAFETY: the thread's state is touched by the thread itself only.
+        unsafe { (*thread).flights = 0 };
+    }
+}
+
+/// Where an exception stands among those in flight; their number if it is not among them.
+#[inline(always)]
+fn place_of(thread: *mut Thread, header: u64) -> u64 {
+    let count = flights(thread);
+    let mut found = count;
+    for index in 0..MAX_FLIGHTS as u64 {
+        // SAFETY: inside the thread's flights.
+        if index < found && unsafe { (*flight(thread, index)).header } == header {
+            found = index;
+        }
+    }
+    found
+}
+
+#[inline(always)]
+fn open_thread() -> Option<(u32, u32, *mut Thread)> {
+    let (pid, tid) = ids();
+    let thread = THREADS.get_ptr_mut(tid)?;
+    // SAFETY: the thread's state is touched by the thread itself only.
+    (unsafe { (*thread).depth } > 0).then_some((pid, tid, thread))
+}
+
+#[uprobe]
+pub fn exception_raised(ctx: ProbeContext) -> u32 {
+    raised(&ctx);
+    0
+}
+
+#[inline(always)]
+fn raised(ctx: &ProbeContext) -> Option<()> {
+    let (_, _, thread) = open_thread()?;
+    let header = register!(ctx, rdi);
+    if !is_cpp(header) {
+        return None;
+    }
+    // An older one with this address is over: its memory has been used again.
+    let place = place_of(thread, header);
+    // SAFETY: the thread's state is touched by the thread itself only.
+    unsafe { (*thread).flights = place };
+    // SAFETY: as above.
+    let depth = unsafe { (*thread).depth };
+    if depth > floor(thread) && place < MAX_FLIGHTS as u64 {
+        // SAFETY: inside the thread's flights.
+        unsafe { *flight(thread, place) = Flight { header, floor: u64::from(depth) } };
+        // SAFETY: as above.
+        unsafe { (*thread).flights = place + 1 };
+    }
+    Some(())
+}
+
+#[uprobe]
+pub fn cleanup_ended(ctx: ProbeContext) -> u32 {
+    resumed(&ctx);
+    0
+}
+
+#[inline(always)]
+fn resumed(ctx: &ProbeContext) -> Option<()> {
+    let (pid, tid, thread) = open_thread()?;
+    let (slot, header) = (slot_of(ctx, cookie_of(ctx)), register!(ctx, rdi));
+    let place = place_of(thread, header);
+    let known = place < flights(thread);
+    if !known && !is_cpp(header) {
+        return None;
+    }
+    close_left_by(thread, pid, tid, header, slot, floor_under(thread, place));
+    if known {
+        // SAFETY: the thread's state is touched by the thread itself only.
+        let depth = u64::from(unsafe { (*thread).depth });
+        // SAFETY: inside the thread's flights.
+        let floor = unsafe { &mut (*flight(thread, place)).floor };
+        *floor = (*floor).min(depth);
+        // SAFETY: the thread's state is touched by the thread itself only.
+        unsafe { (*thread).flights = place + 1 };
+    }
+    Some(())
+}
+
 #[uprobe]
 pub fn exception_caught(ctx: ProbeContext) -> u32 {
     caught(&ctx);
@@ -31,18 +159,27 @@ pub fn exception_caught(ctx: ProbeContext) -> u32 {
 
 #[inline(always)]
 fn caught(ctx: &ProbeContext) -> Option<()> {
-    let (pid, tid) = ids();
-    let thread = THREADS.get_ptr_mut(tid)?;
-    let (sp, header) = (register!(ctx, rsp), register!(ctx, rdi));
+    let (pid, tid, thread) = open_thread()?;
+    let (slot, header) = (slot_of(ctx, cookie_of(ctx)), register!(ctx, rdi));
+    let place = place_of(thread, header);
+    close_left_by(thread, pid, tid, header, slot, floor_under(thread, place));
+    // SAFETY: the thread's state is touched by the thread itself only.
+    unsafe { (*thread).flights = place };
+    Some(())
+}
+
+/// Ends what an exception has left by the time that code calls with this slot: all that this code called before.
+#[inline(always)]
+fn close_left_by(thread: *mut Thread, pid: u32, tid: u32, header: u64, slot: u64, floor: u32) {
     // SAFETY: the thread's state is touched by the thread itself only.
     let depth = unsafe { (*thread).depth };
-    if depth == 0 {
-        return None;
+    if depth <= floor {
+        return;
     }
     // SAFETY: the mask keeps the index inside the array.
     let top = unsafe { (*thread).frames[(depth as usize - 1) & (MAX_DEPTH - 1)].slot };
-    if top > sp || sp - top > STACK_SPAN {
-        return None;
+    if top > slot || slot - top > STACK_SPAN {
+        return;
     }
     let at_ns = now_ns();
     let mut record = Exception {
@@ -59,20 +196,24 @@ fn caught(ctx: &ProbeContext) -> Option<()> {
         }
     }
     emit::quiet(&record);
-    // A callee's slot is at most the stack pointer with which the catching function calls; frames at it are dead.
     let ending = Ending { by: ended_by::EXCEPTION, signal: 0, exception: at_ns, at_ns };
-    close_below::<MAX_DEPTH>(thread, tid, sp + 1, false, ending);
-    Some(())
+    close_left(thread, tid, &Left { below: slot + 1, floor, off_signal_stack: 0 }, &ending);
+}
+
+/// Whether a C++ runtime made the exception.
+#[inline(always)]
+fn is_cpp(header: u64) -> bool {
+    // "GNUCC++\0" or "CLNGC++\0" as a big-endian number; the last byte is 1 for a dependent exception.
+    user::read_u64(header).is_some_and(|class| class >> 8 & 0xff_ffff == 0x43_2b2b)
 }
 
 /// Address of the mangled name of the exception's type, if a C++ runtime made it.
 #[inline(always)]
 fn type_name_of(header: u64) -> Option<u64> {
-    // "GNUCC++\0" or "CLNGC++\0" as a big-endian number; the last byte is 1 for a dependent exception.
-    let class = user::read_u64(header)?;
-    if class >> 8 & 0xff_ffff_ffff != 0x0043_432b_2b00 >> 8 && class >> 8 & 0xff_ffff != 0x43_2b2b {
+    if !is_cpp(header) {
         return None;
     }
+    let class = user::read_u64(header)?;
     let type_info = if class & 0xff == DEPENDENT {
         let object = user::read_u64(header.wrapping_sub(TYPE_BEFORE_UNWIND_HEADER))?;
         user::read_u64(object.wrapping_sub(TYPE_BEFORE_OBJECT))?
@@ -95,25 +236,26 @@ const POINTER_GUARD: u64 = 0x30;
 
 #[inline(always)]
 fn jump(ctx: &ProbeContext) -> Option<()> {
-    let (_, tid) = ids();
-    let thread = THREADS.get_ptr_mut(tid)?;
-    // SAFETY: the thread's state is touched by the thread itself only.
-    if unsafe { (*thread).depth } == 0 {
-        return None;
-    }
-    let (sp, buffer) = (register!(ctx, rsp), register!(ctx, rdi));
+    let (_, tid, thread) = open_thread()?;
+    let buffer = register!(ctx, rdi);
     let stored = user::read_u64(buffer.wrapping_add(JMP_BUF_RSP))?;
-    let plausible = |target: u64| target > sp && target - sp < STACK_SPAN;
-    let target = if plausible(stored) {
+    let target = if is_stack_pointer(stored) {
         stored
     } else {
         let fsbase = process::current_u64(setting!(offsets.task_fsbase));
         let guard = user::read_u64(fsbase.wrapping_add(POINTER_GUARD))?;
         stored.rotate_right(0x11) ^ guard
     };
-    if plausible(target) {
+    if is_stack_pointer(target) {
         let ending = Ending { by: ended_by::JUMP, signal: 0, exception: 0, at_ns: now_ns() };
-        close_below::<MAX_DEPTH>(thread, tid, target, false, ending);
+        let left = Left { below: target, floor: floor(thread), off_signal_stack: 1 };
+        close_left(thread, tid, &left, &ending);
     }
     Some(())
+}
+
+/// Whether a number can be a stack pointer; glibc's mangled ones look so once in 2^20.
+#[inline(always)]
+fn is_stack_pointer(number: u64) -> bool {
+    number >> 47 == 0 && number & 7 == 0 && number != 0
 }

@@ -1,11 +1,10 @@
 //! Reads the memory of the worker that hit a probe.
 //!
-//! Memory that is not resident fails without sleeping; where the program may sleep (`may_fault`), it is paged in as
-//! the worker's own access would do, and read again.
+//! Memory that is not resident fails without sleeping; it is then paged in as the worker's own access would do, and
+//! read again. Where programs cannot sleep (before uprobe_multi), the agent makes `bpf_copy_from_user` a failure in the
+//! code that it loads.
 
 use aya_ebpf::helpers::generated::{bpf_copy_from_user, bpf_probe_read_user, bpf_probe_read_user_str};
-
-use crate::maps::setting;
 
 /// Reads `size` bytes at `address` into `to`; false if they cannot be read.
 #[inline(always)]
@@ -15,7 +14,7 @@ pub unsafe fn read(to: *mut u8, size: u32, address: u64) -> bool {
         return true;
     }
     // SAFETY: as above.
-    setting!(may_fault) == 1 && unsafe { bpf_copy_from_user(to.cast(), size, address as *const _) } == 0
+    unsafe { bpf_copy_from_user(to.cast(), size, address as *const _) == 0 }
 }
 
 /// Reads a `u64` at `address`.
@@ -32,9 +31,6 @@ pub unsafe fn read_text(to: *mut u8, size: u32, address: u64) -> bool {
     // SAFETY: the caller gives `size` writable bytes; the source may be any number.
     if unsafe { bpf_probe_read_user_str(to.cast(), size, address as *const _) } >= 0 {
         return true;
-    }
-    if setting!(may_fault) != 1 {
-        return false;
     }
     // A byte at each end brings in the pages that the string can lie on.
     let mut byte = 0_u8;

@@ -110,6 +110,18 @@ impl Agent {
         Metrics::read(&body)
     }
 
+    /// Ids of the probes that `/status` says are left out.
+    ///
+    /// # Errors
+    /// It does not answer, or not with the JSON that it should.
+    pub fn skipped(&self) -> Result<Vec<String>> {
+        let status: serde_json::Value = serde_json::from_str(&self.get("/status")?.1)?;
+        let files = status.get("files").and_then(|files| files.as_array()).context("no files in /status")?;
+        let probes = files.iter().filter_map(|file| file.get("probes")?.as_array()).flatten();
+        let skipped = probes.filter(|probe| probe.get("state").is_some_and(|state| state == "skipped"));
+        Ok(skipped.filter_map(|probe| Some(probe.get("id")?.as_str()?.to_owned())).collect())
+    }
+
     /// Scrapes until `done`, for at most `limit`; gives the last scrape in any case.
     ///
     /// # Errors

@@ -486,6 +486,18 @@ impl Metrics {
         }
     }
 
+    /// Raises the counts of spans to their running totals.
+    pub fn spans(&self, exported: u64, dropped: &[(&str, u64)], errors: u64) {
+        let help = "Spans that the collector took.";
+        self.raise("cadscope_spans_exported_total", help, &[], exported as f64);
+        for (reason, total) in dropped {
+            let help = "Spans that were not exported.";
+            self.raise("cadscope_spans_dropped_total", help, &[("reason", reason)], *total as f64);
+        }
+        let help = "Requests to another system that failed.";
+        self.raise("cadscope_export_errors_total", help, &[("exporter", "otlp")], errors as f64);
+    }
+
     /// Records the time from a worker's exec to its first attached probe.
     pub fn attach_latency(&self, latency: Duration) {
         let help = "From a worker's exec until its first probe is attached.";

@@ -1,19 +1,22 @@
-//! The two calls of bpf(2) that aya 0.14 lacks: loading a program for uprobe_multi, and its link.
+//! The calls of bpf(2) that aya 0.14 lacks: loading a program for uprobe_multi with its types, and its link.
 
 use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use aya_obj::generated::bpf_insn;
+use aya_obj::generated::{bpf_func_info, bpf_insn};
+use object::{Object, ObjectSection, SectionKind};
 
 const BPF_PROG_LOAD: libc::c_long = 5;
+const BPF_BTF_LOAD: libc::c_long = 18;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_PROG_TYPE_KPROBE: u32 = 2;
 const BPF_TRACE_UPROBE_MULTI: u32 = 48;
+const BPF_FUNC_COPY_FROM_USER: u8 = 148;
 const BPF_F_SLEEPABLE: u32 = 1 << 4;
 const LOG_BYTES: u32 = 1 << 24;
 
-/// The head of `union bpf_attr` for BPF_PROG_LOAD, up to the attach type (Linux 4.17+).
+/// The head of `union bpf_attr` for BPF_PROG_LOAD, up to the function types (Linux 5.0+).
 #[repr(C)]
 #[derive(Default)]
 struct ProgLoad {
@@ -29,6 +32,23 @@ struct ProgLoad {
     prog_name: [u8; 16],
     prog_ifindex: u32,
     expected_attach_type: u32,
+    prog_btf_fd: u32,
+    func_info_rec_size: u32,
+    func_info: u64,
+    func_info_cnt: u32,
+    padding: u32,
+}
+
+/// The head of `union bpf_attr` for BPF_BTF_LOAD.
+#[repr(C)]
+#[derive(Default)]
+struct BtfLoad {
+    btf: u64,
+    btf_log_buf: u64,
+    btf_size: u32,
+    btf_log_size: u32,
+    btf_log_level: u32,
+    padding: u32,
 }
 
 /// `union bpf_attr` for BPF_LINK_CREATE of a uprobe_multi link (Linux 6.6+).
@@ -49,7 +69,8 @@ struct LinkCreate {
     padding: u32,
 }
 
-const _: () = assert!(size_of::<ProgLoad>() == 72);
+const _: () = assert!(size_of::<ProgLoad>() == 96);
+const _: () = assert!(size_of::<BtfLoad>() == 32);
 const _: () = assert!(size_of::<LinkCreate>() == 64);
 
 fn call<T>(command: libc::c_long, attr: &T) -> io::Result<OwnedFd> {
@@ -61,11 +82,48 @@ fn call<T>(command: libc::c_long, attr: &T) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// An object whose programs do not sleep: each call of `bpf_copy_from_user` is the number -1, its failure.
+///
+/// # Errors
+/// The object is damaged.
+pub fn without_sleep(object: &[u8]) -> Result<Vec<u8>, object::Error> {
+    const CALL: [u8; 8] = [0x85, 0, 0, 0, BPF_FUNC_COPY_FROM_USER, 0, 0, 0];
+    const FAILURE: [u8; 8] = [0xb7, 0, 0, 0, 0xff, 0xff, 0xff, 0xff];
+    let file = object::File::parse(object)?;
+    let code = file.sections().filter(|section| section.kind() == SectionKind::Text);
+    let ranges: Vec<(u64, u64)> = code.filter_map(|section| section.file_range()).collect();
+    let mut changed = object.to_vec();
+    for (start, length) in ranges {
+        let range = usize::try_from(start).ok().zip(usize::try_from(length).ok());
+        let code = range.and_then(|(start, length)| changed.get_mut(start..)?.get_mut(..length));
+        for instruction in code.unwrap_or_default().chunks_exact_mut(CALL.len()) {
+            if instruction == CALL {
+                instruction.copy_from_slice(&FAILURE);
+            }
+        }
+    }
+    Ok(changed)
+}
+
 fn address<T>(pointer: *const T) -> u64 {
     pointer.addr() as u64
 }
 
-/// Loads a program for uprobe_multi links. The error carries the verifier's last lines.
+/// Loads the types of an object.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn load_btf(types: &[u8]) -> io::Result<OwnedFd> {
+    let attr = BtfLoad {
+        btf: address(types.as_ptr()),
+        btf_size: u32::try_from(types.len()).unwrap_or(u32::MAX),
+        ..BtfLoad::default()
+    };
+    call(BPF_BTF_LOAD, &attr)
+}
+
+/// Loads a program for uprobe_multi links; it may sleep. `types` are those of its functions: global ones, of which they
+/// tell the arguments, are verified once and not once a caller. The error carries the verifier's last lines.
 ///
 /// # Errors
 /// The kernel's refusal.
@@ -73,19 +131,25 @@ pub fn load_uprobe_multi(
     name: &str,
     instructions: &[bpf_insn],
     license: &CStr,
-    sleepable: bool,
+    types: Option<(BorrowedFd<'_>, &[bpf_func_info])>,
 ) -> io::Result<OwnedFd> {
     let mut attr = ProgLoad {
         prog_type: BPF_PROG_TYPE_KPROBE,
         insn_cnt: u32::try_from(instructions.len()).unwrap_or(u32::MAX),
         insns: address(instructions.as_ptr()),
         license: address(license.as_ptr()),
-        prog_flags: if sleepable { BPF_F_SLEEPABLE } else { 0 },
+        prog_flags: BPF_F_SLEEPABLE,
         expected_attach_type: BPF_TRACE_UPROBE_MULTI,
         ..ProgLoad::default()
     };
     for (to, from) in attr.prog_name.iter_mut().take(15).zip(name.bytes()) {
         *to = from;
+    }
+    if let Some((btf, functions)) = types {
+        attr.prog_btf_fd = u32::try_from(btf.as_raw_fd()).unwrap_or(0);
+        attr.func_info_rec_size = u32::try_from(size_of::<bpf_func_info>()).unwrap_or(0);
+        attr.func_info = address(functions.as_ptr());
+        attr.func_info_cnt = u32::try_from(functions.len()).unwrap_or(0);
     }
     let refusal = match call(BPF_PROG_LOAD, &attr) {
         Ok(fd) => return Ok(fd),

@@ -51,6 +51,8 @@ fn offsets(btf: &Btf) -> Result<KernelOffsets, OffsetError> {
         task_pid: of("task_struct", &["pid"])?,
         task_tgid: of("task_struct", &["tgid"])?,
         task_fsbase: of("task_struct", &["thread", "fsbase"])?,
+        task_sas_ss_sp: of("task_struct", &["sas_ss_sp"])?,
+        task_sas_ss_size: of("task_struct", &["sas_ss_size"])?,
         signal_live: of("signal_struct", &["live"])?,
         signal_group_exit_code: of("signal_struct", &["group_exit_code"])?,
         signal_flags: of("signal_struct", &["flags"])?,

@@ -49,7 +49,8 @@ pub enum FollowPolicy {
     ///   containers and other inline code of headers, which many callers share;
     /// * in another file: it cannot be followed. If the caller calls nothing itself and never returns by itself, the
     ///   work is elsewhere and the function is refused; otherwise the operation ends at the jump;
-    /// * through a register or memory (a virtual function): the operation ends at the jump.
+    /// * through a register or memory (a virtual function): the same as in another file;
+    /// * a function that is probed itself, always: its end is seen anyway.
     #[default]
     Work,
     /// No callee: the operation ends at the jump.
@@ -74,10 +75,13 @@ impl ElfFile<'_> {
     /// # Errors
     /// If the function is not here or not every call's begin and end would be seen.
     pub fn place(&self, symbol: &str) -> Result<Sites, Unplaceable> {
-        self.place_with(symbol, FollowPolicy::default(), Placement::default())
+        self.place_with(symbol, FollowPolicy::default(), Placement::default(), &[])
     }
 
-    /// All sites of a function, given mangled.
+    /// All sites of a function, given mangled. `probed` are the sorted addresses of functions of this file that are
+    /// placed, too: at a tail call to one of them the operation goes on, without a site of its own.
+    ///
+    /// A function without any exit can only be left by an exception or a jump, and ends with it.
     ///
     /// # Errors
     /// If the function is not here or not every call's begin and end would be seen.
@@ -86,20 +90,19 @@ impl ElfFile<'_> {
         symbol: &str,
         follow: FollowPolicy,
         placement: Placement,
+        probed: &[Vaddr],
     ) -> Result<Sites, Unplaceable> {
         let function = self.function(symbol)?;
         let mut placing = Placing::new(self, follow, placement);
+        placing.probed = probed;
         let body = placing.read(function.vaddr, function.size)?;
         let entry = placing.entry(&body)?;
         placing.leave(&body, None, 0)?;
-        if placing.exits.is_empty() {
-            return Err(Unplaceable::NoExit);
-        }
         let mut exits = placing.exits;
         exits.sort_by_key(|(site, _)| site.vaddr);
         exits.dedup_by_key(|(site, _)| site.vaddr);
-        let tail_calls = exits.iter().any(|(_, exit)| matches!(exit, Exit::Followed(_)));
-        Ok(Sites { entry, exits, tail_calls })
+        let follows = exits.iter().any(|(_, exit)| matches!(exit, Exit::Followed(_)));
+        Ok(Sites { entry, exits, tail_calls: follows || placing.goes_on })
     }
 
     /// The entry alone, for a function whose end is of no interest (`__cxa_begin_catch`, `longjmp`). Unlike
@@ -140,7 +143,11 @@ struct Placing<'f, 'a> {
     file: &'f ElfFile<'a>,
     follow: FollowPolicy,
     placement: Placement,
+    /// Functions whose exits are placed for themselves, sorted.
+    probed: &'f [Vaddr],
     exits: Vec<(Site, Exit)>,
+    /// Some tail call goes to one of them.
+    goes_on: bool,
     /// Functions whose exits are already taken.
     seen: Vec<u64>,
     /// How many functions may still be read.
@@ -160,7 +167,16 @@ struct Callee {
 
 impl<'f, 'a> Placing<'f, 'a> {
     fn new(file: &'f ElfFile<'a>, follow: FollowPolicy, placement: Placement) -> Self {
-        Self { file, follow, placement, exits: Vec::new(), seen: Vec::new(), bodies_left: MOST_BODIES }
+        Self {
+            file,
+            follow,
+            placement,
+            probed: &[],
+            exits: Vec::new(),
+            goes_on: false,
+            seen: Vec::new(),
+            bodies_left: MOST_BODIES,
+        }
     }
 
     fn read(&mut self, start: Vaddr, size: u64) -> Result<Body, Unplaceable> {
@@ -221,6 +237,10 @@ impl<'f, 'a> Placing<'f, 'a> {
                 continue;
             }
             let callee = self.callee(&leave.how);
+            if callee.here.is_some_and(|(at, _)| self.probed.binary_search(&at).is_ok()) {
+                self.goes_on = true;
+                continue;
+            }
             if self.follow != FollowPolicy::Never
                 && let Some((at, _)) = callee.here
                 && self.seen.contains(&at.0)
@@ -271,7 +291,7 @@ impl<'f, 'a> Placing<'f, 'a> {
                 }
             }
             How::TailCallUnknown | How::Return => {
-                Callee { name: None, here: None, is_distinct: false, is_elsewhere: false }
+                Callee { name: None, here: None, is_distinct: false, is_elsewhere: true }
             }
         }
     }
@@ -284,7 +304,7 @@ impl<'f, 'a> Placing<'f, 'a> {
         }
         let always = hides_work || self.follow == FollowPolicy::Always;
         if callee.is_elsewhere && always {
-            return Err(Unplaceable::WorkElsewhere(callee.name.clone().unwrap_or_default()));
+            return Err(Unplaceable::WorkElsewhere(callee.name.clone()));
         }
         Ok(callee.here.is_some_and(|(_, size)| always || callee.is_distinct && size > TRIVIAL_BYTES))
     }
@@ -576,7 +596,7 @@ mod tests {
         placement: Placement,
     ) -> Result<Sites, Unplaceable> {
         let bytes = fixture.build();
-        ElfFile::parse(&bytes).unwrap().place_with("a", follow, placement)
+        ElfFile::parse(&bytes).unwrap().place_with("a", follow, placement, &[])
     }
 
     /// `push rbx; sub rsp,16; <body>; jne fail; <tail>; add rsp,16; pop rbx; ret; fail: call <fail>`
@@ -742,7 +762,38 @@ mod tests {
             "data"
         );
         assert!(place(&fixture().function("a", &[0xc3], &[]).info(0x22)).is_ok(), "weak");
-        assert_eq!(place(&fixture().function("a", &[0x0f, 0x0b], &[])), Err(Unplaceable::NoExit));
+    }
+
+    #[test]
+    fn a_function_that_never_returns_has_an_entry_only() {
+        // sub rsp,8; call throw
+        let throws = code(&[Bytes(&[0x48, 0x83, 0xec, 8]), To(CALL, THROW), Bytes(&[0x0f, 0x0b])]);
+        let sites = place(&fixture().function("a", &throws, &cfa(4, 16))).unwrap();
+        assert!(sites.exits.is_empty() && !sites.tail_calls, "{sites:?}");
+    }
+
+    #[test]
+    fn work_that_a_register_leads_to_has_no_end_to_place() {
+        let by_register = fixture().function("a", &[0xff, 0xe6], &[]);
+        assert_eq!(place(&by_register), Err(Unplaceable::WorkElsewhere(None)));
+        let or_returns = fixture().function("a", &[0x85, 0xff, 0x74, 0x02, 0xff, 0xe6, 0xc3], &[]);
+        assert_eq!(place(&or_returns).unwrap().exits.len(), 2);
+    }
+
+    #[test]
+    fn an_operation_goes_on_in_a_function_that_is_probed_itself() {
+        let (b, c) = (CODE + STRIDE, CODE + 2 * STRIDE);
+        // test edi,edi; jz +5; jmp; ret
+        let hop = |from: u64, to: u64| {
+            [&[0x85, 0xff, 0x74, 0x05, 0xe9][..], &word(to.wrapping_sub(from + 9)), &[0xc3]].concat()
+        };
+        let file = fixture().function("a", &hop(CODE, b), &[]).function("b", &hop(b, CODE), &[]).build();
+        let file = ElfFile::parse(&file).unwrap();
+        let place =
+            |probed: &[Vaddr]| file.place_with("a", FollowPolicy::Work, Placement::Cheapest, probed).unwrap();
+        let (alone, together) = (place(&[Vaddr(c)]), place(&[Vaddr(CODE), Vaddr(b)]));
+        assert_eq!((alone.exits.len(), alone.tail_calls), (2, false));
+        assert_eq!((together.exits.len(), together.tail_calls), (1, true));
     }
 
     /// A function of more than 64 bytes that returns.
@@ -761,7 +812,7 @@ mod tests {
             ("b", Vaddr(b), Edge::TailLeave, true)
         );
         let elsewhere = fixture().function("a", &code(&[To(JUMP, ELSEWHERE)]), &[]);
-        assert_eq!(place(&elsewhere), Err(Unplaceable::WorkElsewhere("elsewhere".to_owned())));
+        assert_eq!(place(&elsewhere), Err(Unplaceable::WorkElsewhere(Some("elsewhere".to_owned()))));
         // By name, through the PLT, to its own file.
         let by_name = Fixture::default().import("b").function("a", &code(&[To(JUMP, PLT)]), &[]).function(
             "b",
@@ -803,7 +854,7 @@ mod tests {
         assert!(!followed(&a(b).function("b", &big(), &[]).info(0x22), FollowPolicy::Work), "inline code");
         assert!(!followed(&a(b).function("_ZN1AD1Ev", &big(), &[]), FollowPolicy::Work), "a destructor");
         let always = place_with(&a(ELSEWHERE), FollowPolicy::Always, Placement::Cheapest);
-        assert_eq!(always, Err(Unplaceable::WorkElsewhere("elsewhere".to_owned())));
+        assert_eq!(always, Err(Unplaceable::WorkElsewhere(Some("elsewhere".to_owned()))));
         // A callee that cannot be placed is no reason to refuse the caller: its own work is seen.
         assert!(!followed(
             &a(b).function("b", &[vec![0x90; 70], vec![0x06]].concat(), &[]),
@@ -824,7 +875,7 @@ mod tests {
         let sites = place(&circle).unwrap();
         assert!(matches!(&sites.exits[..], [(_, Exit::Followed(name))] if name == "c"), "{sites:?}");
         let endless = a.clone().function("b", &jump(b, c), &[]).function("c", &jump(c, b), &[]);
-        assert_eq!(place(&endless), Err(Unplaceable::NoExit));
+        assert!(place(&endless).unwrap().exits.is_empty());
         assert_eq!(place(&a.function("b", &or_return(b, CODE), &[])), Err(Unplaceable::EntryRepeats));
     }
 
@@ -912,7 +963,7 @@ mod tests {
             let bytes = fixture().function("a", &bytes, &cfi).function("b", &second, &[]).build();
             let file = ElfFile::parse(&bytes).unwrap();
             for follow in [FollowPolicy::Work, FollowPolicy::Always, FollowPolicy::Never] {
-                if let Ok(sites) = file.place_with("a", follow, Placement::Cheapest) {
+                if let Ok(sites) = file.place_with("a", follow, Placement::Cheapest, &[]) {
                     prop_assert!(!sites.exits.is_empty());
                     prop_assert!(sites.exits.iter().all(|(site, _)| site.vaddr.0 < CODE + 2 * STRIDE));
                 }

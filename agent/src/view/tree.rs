@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use super::bar::{self, Canvas};
 use super::forest::{self, Node, Row, duration_ns};
 use super::text::{clean, duration, duration_cell, fit, left, right, width};
-use super::{Exit, TraceReport, WorkerReport, fill, kind, title, totals};
+use super::{Exit, TraceReport, WorkerReport, kind, title, totals};
 use crate::operation::{Operation, Outcome, Worker};
 
 /// How to draw.
@@ -189,7 +189,7 @@ impl Page {
         if !self.out.is_empty() {
             self.out.push('\n');
         }
-        let Worker { process, program, freecad_version, occt_version } = report.worker.as_ref();
+        let Worker { process, program, freecad_version, occt_version, .. } = report.worker.as_ref();
         let separator = self.glyph(" · ", ", ");
         let program = fit(&clean(program, self.options.ascii), self.width / 4, self.options.ascii);
         self.paint(Style::Bold, &program);
@@ -330,7 +330,7 @@ impl Page {
         let name = match kinds.as_slice() {
             [one] => one.clone(),
             // Of several kinds, what their titles have in common.
-            _ => nodes.first().map(|node| fill(&node.operation.probe.title, |_| None)).unwrap_or_default(),
+            _ => nodes.first().map(|node| node.operation.probe.common_title()).unwrap_or_default(),
         };
         let text = format!(
             "{} {} {} {} (total {})",
