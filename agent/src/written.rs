@@ -1,7 +1,7 @@
 //! Turns the path that an operation wrote to into that file, as its worker sees it, and into its size.
 //!
-//! A worker may be over before its last record is read, and its `/proc/PID/root` with it: its root and working directory
-//! are held open while it lives in the table. Paths come from workers: they are resolved below the worker's own root and
+//! A worker may be over before its last record is read, and its `/proc/PID/root` with it: its root, working directory and
+//! mount namespace (without which a container's volumes are gone) are held while it lives in the table. Paths come from workers: they are resolved below the worker's own root and
 //! through no magic link, and only a regular file is looked at.
 
 use std::collections::HashMap;
@@ -28,6 +28,8 @@ struct Folders {
     root: File,
     /// Below `root`.
     working: PathBuf,
+    /// Keeps what is mounted below `root`.
+    _mounts: Option<File>,
 }
 
 impl Written {
@@ -85,7 +87,8 @@ fn folders_of(proc: &Path, pid: u32) -> Option<Folders> {
     let working = std::fs::read_link(process.join("cwd")).ok()?;
     let own_root = std::fs::read_link(process.join("root")).ok()?;
     let working = working.strip_prefix(&own_root).unwrap_or(&working);
-    Some(Folders { root, working: Path::new("/").join(working) })
+    let mounts = File::open(process.join("ns/mnt")).ok();
+    Some(Folders { root, working: Path::new("/").join(working), _mounts: mounts })
 }
 
 #[cfg(test)]

@@ -128,8 +128,9 @@ impl Build {
     /// It failed or hung.
     pub fn run(&self, job: &str, folder: &Path, limit: Duration) -> Result<Ended> {
         let jobs = Path::new(env!("CARGO_MANIFEST_DIR")).join("jobs/families");
-        for file in [job, "expected.py"] {
-            fs::copy(jobs.join(file), folder.join(file)).with_context(|| file.to_owned())?;
+        for entry in fs::read_dir(&jobs).with_context(|| jobs.display().to_string())? {
+            let entry = entry?;
+            fs::copy(entry.path(), folder.join(entry.file_name()))?;
         }
         let ended = run(&mut self.command(job, folder)?, limit)?;
         let text = format!("{}\n{}", ended.stdout, ended.stderr);

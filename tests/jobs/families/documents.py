@@ -5,6 +5,7 @@ sys.path.insert(0, __file__.rsplit("/", 1)[0])
 from expected import count_range, done, expect, path, scope
 
 import FreeCAD as App
+import Part
 
 N = 200
 CREATED = "freecad_object_created_total"
@@ -24,20 +25,40 @@ def add(kind, name, n=1):
     return o
 
 
+class Scripted:
+    executed = 0
+
+    def execute(self, o):
+        Scripted.executed += 1
+        o.Shape = Part.makeBox(1, 2, 3)
+
+    def dumps(self):
+        return None
+
+    def loads(self, state):
+        return None
+
+    __getstate__ = dumps
+    __setstate__ = loads
+
+
 for i in range(N // 4):
     box = add("Part::Box", "Box%d" % i)
     pin = add("Part::Cylinder", "Pin%d" % i)
     cut = add("Part::Cut", "Cut%d" % i)
     cut.Base, cut.Tool = box, pin
-    add("App::FeaturePython", "Note%d" % i)
+    scripted = add("Part::FeaturePython", "Scripted%d" % i)
+    scripted.Proxy = Scripted()
+    scripted.touch()
 doc.recompute()
-expect(RECOMPUTED, workbench="App", doc_complexity=count_range(N))
-for kind in "Part::Box", "Part::Cylinder", "Part::Cut", "App::FeaturePython":
+assert Scripted.executed == N // 4
+expect(RECOMPUTED, workbench="Part", doc_complexity=count_range(N))
+for kind in "Part::Box", "Part::Cylinder", "Part::Cut", "Part::FeaturePython":
     expect(OBJECT, N // 4, **{"class": kind, "workbench": kind.split("::")[0], "status": "ok"})
 
 doc.getObject("Box3").Length = 20
 doc.recompute()
-expect(RECOMPUTED, workbench="App", doc_complexity=count_range(N))
+expect(RECOMPUTED, workbench="Part", doc_complexity=count_range(N))
 expect(OBJECT, **{"class": "Part::Box", "workbench": "Part", "status": "ok"})
 expect(OBJECT, **{"class": "Part::Cut", "workbench": "Part", "status": "ok"})
 
@@ -48,7 +69,7 @@ doc.save()
 expect(SAVED, status="ok")
 App.closeDocument(doc.Name)
 doc = App.openDocument(file)
-expect(LOADED, source="fcstd", workbench="App")
+expect(LOADED, source="fcstd", workbench="Part")
 
 bad = add("Part::Fillet", "Bad")
 bad.Base = doc.getObject("Box5")

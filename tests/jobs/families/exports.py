@@ -38,7 +38,7 @@ writes("IGES", "document.iges", lambda file: Import.export([part], file))
 if NEW:
     writes("GLB", "document.glb", lambda file: Import.export([part], file))
     writes("GLTF", "document.gltf", lambda file: Import.export([part], file))
-many = Part.makeCompound([Part.makeSphere(5, App.Vector(12 * i, 0, 0)) for i in range(60)])
+many = Part.makeCompound([Part.makeSphere(5, App.Vector(12 * i, 0, 0)) for i in range(12)])
 writes("STL", "big.stl", many.exportStl)
 mesh = Mesh.Mesh(shape.tessellate(0.1))
 for format, end in (("STL", "stl"), ("STL", "ast"), ("OBJ", "obj"), ("PLY", "ply"), ("OFF", "off"), ("3MF", "3mf")):

@@ -47,11 +47,10 @@ does("revolution", lambda: Part.Face(square()).revolve(V(20, 0, 0), V(0, 1, 0), 
 filleted = (lambda b: b.makeFillet(1, b.Edges[0:1]))(box())
 expect(F, feature="fillet", status="ok")
 does("defeaturing", lambda: filleted.defeaturing([f for f in filleted.Faces if f.Surface.TypeId == "Part::GeomCylinder"]))
-does("unify", lambda: (lambda s: s.removeSplitter())(Part.makeCompound([box()])))
-does("check", lambda: box().isValid(), n=1)
 does("mesh", lambda: Part.makeSphere(5).tessellate(0.1))
 does("sewing", lambda: Part.makeShell(box().Faces).sewShape())
-does("filling", lambda: Part.makeFilledFace(square().Edges))
+if float(".".join(App.Version()[:2])) >= 1.0:  # before, FreeCAD fills by another class
+    does("filling", lambda: Part.makeFilledFace(square().Edges))
 e1, e2 = Part.makeLine(V(0, 0, 0), V(10, 0, 0)), Part.makeLine(V(0, 0, 0), V(0, 10, 0))
 does("fillet_2d", lambda: Part.ChFi2d.FilletAPI(e1, e2, Part.Plane(V(0, 0, 0), V(0, 0, 1))).perform(2))
 

@@ -9,8 +9,11 @@ import Materials
 
 A = "material_library_access_total"
 P = "material_property_apply_duration_seconds"
+L = "material_appearance_apply_duration_seconds"
 for family in A, P:
     scope(family)
+for look in "value", "material":
+    scope(L, appearance_type=look)
 manager = Materials.MaterialManager()
 steel = [uuid for uuid, material in manager.Materials.items() if material.Name == "Steel-Generic"][0]
 for _ in range(3):
@@ -28,7 +31,16 @@ for i in range(20):
     expect(P, property="material")
 doc.recompute()
 own = Materials.Material()
-own.addPhysicalModel(material.PhysicalModels[0])
+own.addPhysicalModel(Materials.UUIDs().Density)
 own.setPhysicalValue("Density", "1 kg/m^3")
 expect(P, property="physical")
+own.addAppearanceModel(Materials.UUIDs().BasicRendering)
+for _ in range(2):
+    own.setAppearanceValue("Shininess", "0.5")
+    expect(L, appearance_type="value")
+holder = doc.addObject("App::FeaturePython", "Holder")
+holder.addProperty("App::PropertyMaterial", "Look")
+for _ in range(4):
+    holder.Look = App.Material()
+    expect(L, appearance_type="material")
 done()
