@@ -421,12 +421,7 @@ impl Attacher {
                 }
                 Err(reason) => Err(reason.to_string()),
             };
-            let note = (planned.layout.is_none() && !planned.probe.layouts.is_empty()).then(|| {
-                format!(
-                    "no layout is known for FreeCAD `{}`, OCCT `{}`: duration only",
-                    versions.freecad, versions.occt
-                )
-            });
+            let note = planned.note(versions);
             probes.push(PlacedProbe { id: planned.probe.id.clone(), sites: placed, note });
         }
         // Two probes can share an exit (a followed tail call); one hit ends both.

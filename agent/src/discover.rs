@@ -170,6 +170,18 @@ pub fn environ_of(proc: &Path, pid: u32) -> Vec<u8> {
     bytes
 }
 
+/// A regular file below a root, resolved without leaving it. What is no regular file is not opened, only looked at.
+#[must_use]
+pub fn open_below_root(root: &File, path: &Path) -> Option<File> {
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+        .mode(Mode::empty())
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    let found = regular(openat2(root, path, how).map(File::from).ok()?).ok()?;
+    // The same file, readable.
+    File::open(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&found))).ok()
+}
+
 fn open_below(root: &File, path: &Path) -> nix::Result<File> {
     let how = OpenHow::new()
         .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY)

@@ -25,6 +25,7 @@ pub mod kernel;
 pub mod attach;
 pub mod sources;
 pub mod receive;
+pub mod written;
 pub mod group;
 pub mod workers;
 pub mod in_flight;

@@ -25,6 +25,7 @@ use crate::plan::Versions;
 use crate::receive::{self, Event, Exceptions};
 use crate::sources::Sources;
 use crate::workers::{Live, Targets, Workers};
+use crate::written::Written;
 
 /// How often the mappings of workers are looked at again, in nanoseconds.
 const REVIEW_NS: u64 = 10_000_000_000;
@@ -92,6 +93,7 @@ pub struct Observer {
     exceptions: Exceptions,
     containers: Containers,
     flow_rules: Vec<flow_type::Rule>,
+    written: Written,
     proc: PathBuf,
     variables: Variables,
     sources: Sources,
@@ -141,6 +143,7 @@ impl Observer {
             exceptions: Exceptions::default(),
             containers: Containers::default(),
             flow_rules: options.flow_rules,
+            written: Written::new(&options.proc),
             proc: options.proc,
             variables: options.variables,
             sources: Sources::new(options.sources),
@@ -297,6 +300,7 @@ impl Observer {
         let worker = self.worker(process, program, self.attacher.versions_of(pid), executed);
         let live = self.workers.enter(worker, executed.unwrap_or(now));
         say(Observation::Started(Arc::clone(&live.worker)));
+        self.written.hold(pid);
         for mapping in discover::mappings_of(&self.proc, pid) {
             self.see(&mapping, say);
         }
@@ -361,6 +365,10 @@ impl Observer {
                 };
                 let worker = self.worker_of(record.process, &slot.versions, say);
                 let mut operation = receive::operation(&record, &slot, worker, &self.exceptions);
+                if operation.probe.ignores(&operation.values) {
+                    return;
+                }
+                self.written.size(&mut operation);
                 operation.source = self.sources.take(record.tid, record.start_ns, record.end_ns);
                 if let Some(live) = self.workers.get_mut(record.process.pid) {
                     live.did(&mut operation);
@@ -370,6 +378,7 @@ impl Observer {
             Event::Forked { parent, child } => {
                 if self.workers.fork(parent.pid, child, now_ns()).is_some() {
                     self.attacher.inherit(parent.pid, child.pid);
+                    self.written.hold(child.pid);
                 }
             }
             Event::Executed(process, at_ns) => {
@@ -410,6 +419,7 @@ impl Observer {
             let live = self.workers.enter(worker, executed.unwrap_or_else(now_ns));
             live.settled = true;
             say(Observation::Started(Arc::clone(&live.worker)));
+            self.written.hold(process.pid);
             // A refusal shows when the process ends without notice: the review finds it.
             let _ = self.kernel.add_worker(process);
         }
@@ -444,6 +454,7 @@ impl Observer {
     ) {
         self.attacher.release(pid, ended_ns);
         self.sources.end(pid);
+        self.written.release(pid);
         if let Some(mut live) = self.workers.end(pid, ended_ns) {
             announce(&mut live, say);
             let end = Box::new(end(&mut live));

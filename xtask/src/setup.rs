@@ -141,6 +141,27 @@ const TOOLS: &[Tool] = &[
         source: Source::Debian(&["chromium", "fonts-dejavu-core"]),
     },
     Tool {
+        name: "mmdebstrap",
+        why: "makes root file systems with the FreeCAD of other Debian suites, on which jobs are run",
+        purpose: Purpose::Test,
+        is_there: || has("mmdebstrap"),
+        source: Source::Debian(&["mmdebstrap"]),
+    },
+    Tool {
+        name: "Python's venv",
+        why: "keeps the wheels of OCCT, CadQuery and build123d, on which jobs are run, apart from the system",
+        purpose: Purpose::Test,
+        is_there: || runs(Command::new("/usr/bin/python3").args(["-c", "import venv, ensurepip"])),
+        source: Source::Debian(&["python3-venv"]),
+    },
+    Tool {
+        name: "OpenGL library",
+        why: "the wheels of OCCT load it, as on any desktop",
+        purpose: Purpose::Test,
+        is_there: || Path::new("/usr/lib/x86_64-linux-gnu/libGL.so.1").exists(),
+        source: Source::Debian(&["libgl1"]),
+    },
+    Tool {
         name: "rustfmt",
         why: "the format is checked",
         purpose: Purpose::Test,
