@@ -1,7 +1,7 @@
 //! The calls that are open on a thread, as the kernel side keeps them in its maps and the agent reads them there.
 
 use crate::probe::TEXT_BYTES;
-use crate::record::{Operation, ProcessKey};
+use crate::record::{Exception, OPERATION_BARE_BYTES, Operation, ProcessKey};
 use crate::settings::MAX_DEPTH;
 
 /// Bit of [`Frame::state`]: what was read at the entry stands in the `CAPTURES` map.
@@ -55,6 +55,20 @@ pub struct Thread {
     pub flying: [Flight; MAX_FLIGHTS],
     /// The frames.
     pub frames: [Frame; MAX_DEPTH],
+    /// For the programs alone.
+    pub scratch: Scratch,
+}
+
+/// What the programs work on beside a stack of 512 bytes, which before Linux 6.13 all functions of a call share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Scratch {
+    /// Registers by their x86 number, as far as they were read.
+    pub registers: [u64; 16],
+    /// The record of a call without values.
+    pub bare: [u64; OPERATION_BARE_BYTES / 8],
+    /// The record of an exception.
+    pub exception: Exception,
 }
 
 /// The record of an open call, with room behind it: the verifier knows neither the place nor the size of a text, only
@@ -69,6 +83,8 @@ pub struct Capture {
 }
 
 const _: () = assert!(size_of::<Frame>() == 32);
-const _: () =
-    assert!(size_of::<Thread>() == 32 + MAX_FLIGHTS * size_of::<Flight>() + MAX_DEPTH * size_of::<Frame>());
+const _: () = assert!(
+    size_of::<Thread>()
+        == 32 + MAX_FLIGHTS * size_of::<Flight>() + MAX_DEPTH * size_of::<Frame>() + size_of::<Scratch>()
+);
 const _: () = assert!(size_of::<Capture>() == size_of::<Operation>() + TEXT_BYTES);

@@ -3,8 +3,6 @@
 //! A call is named by its thread and its slot, the address of its return address. Frames are pushed at entry and
 //! popped at exit; a frame whose slot lies below where the thread now is has been abandoned.
 
-use core::mem::MaybeUninit;
-
 use aya_ebpf::{
     EbpfContext,
     helpers::generated::{bpf_get_attach_cookie, bpf_get_current_pid_tgid, bpf_ktime_get_ns},
@@ -79,15 +77,6 @@ pub struct Left {
     pub off_signal_stack: u32,
 }
 
-/// Registers that fetches may start from.
-#[repr(C)]
-pub struct Registers {
-    args: [u64; 6],
-    returned: u64,
-    /// 1 = `returned` is the return value.
-    return_known: u64,
-}
-
 #[inline(always)]
 pub fn ids() -> (u32, u32) {
     // SAFETY: no preconditions.
@@ -135,6 +124,19 @@ fn frame(thread: *mut Thread, index: u32) -> *mut Frame {
     unsafe { (&raw mut (*thread).frames).cast::<Frame>().add(index as usize & (MAX_DEPTH - 1)) }
 }
 
+/// Where the thread's registers are put for the fetches.
+#[inline(always)]
+fn registers(thread: *mut Thread) -> *mut u64 {
+    // SAFETY: inside the thread's scratch.
+    unsafe { (&raw mut (*thread).scratch.registers).cast() }
+}
+
+#[inline(always)]
+fn put(registers: *mut u64, number: usize, value: u64) {
+    // SAFETY: the mask keeps the index inside the array.
+    unsafe { *registers.add(number & 15) = value };
+}
+
 #[inline(always)]
 fn capture_key(tid: u32, index: u32) -> u64 {
     u64::from(tid) << 32 | u64::from(index)
@@ -172,18 +174,16 @@ fn enter(ctx: &ProbeContext) -> Option<()> {
     if unsafe { (*program).fetch_count } > 0 {
         match capture_of(thread, tid, depth) {
             Some(record) => {
-                let args = [
-                    register!(ctx, rdi),
-                    register!(ctx, rsi),
-                    register!(ctx, rdx),
-                    register!(ctx, rcx),
-                    register!(ctx, r8),
-                    register!(ctx, r9),
-                ];
-                let registers = Registers { args, returned: 0, return_known: 0 };
+                let registers = registers(thread);
+                put(registers, 7, register!(ctx, rdi));
+                put(registers, 6, register!(ctx, rsi));
+                put(registers, 2, register!(ctx, rdx));
+                put(registers, 1, register!(ctx, rcx));
+                put(registers, 8, register!(ctx, r8));
+                put(registers, 9, register!(ctx, r9));
                 // SAFETY: a record that only this thread touches.
                 unsafe { (*record).unread = 0 };
-                fetch(program, record, edge::ENTER, &registers);
+                fetch(program, record, edge::ENTER, registers, u32::from(RETURN_NOT_FINAL));
                 state = CAPTURED;
             }
             None => count(Counter::NoCapture),
@@ -217,36 +217,31 @@ fn leave(ctx: &ProbeContext) -> Option<()> {
         return None;
     };
     let slot = slot_of(ctx, cookie);
-    let register = cookie.return_register();
-    // An array, not a match: the verifier would walk the rest once for each register.
-    let by_number = [
-        register!(ctx, rax),
-        register!(ctx, rcx),
-        register!(ctx, rdx),
-        register!(ctx, rbx),
-        0,
-        register!(ctx, rbp),
-        register!(ctx, rsi),
-        register!(ctx, rdi),
-        register!(ctx, r8),
-        register!(ctx, r9),
-        register!(ctx, r10),
-        register!(ctx, r11),
-        register!(ctx, r12),
-        register!(ctx, r13),
-        register!(ctx, r14),
-        register!(ctx, r15),
-    ];
-    let returned = by_number[usize::from(register) & 15];
-    let return_known = u64::from(register != RETURN_NOT_FINAL);
-    let registers = Registers { args: [0; 6], returned, return_known };
+    let returned = u32::from(cookie.return_register());
+    let to = registers(thread);
+    // All, not a match: the verifier would walk the rest once for each register.
+    put(to, 0, register!(ctx, rax));
+    put(to, 1, register!(ctx, rcx));
+    put(to, 2, register!(ctx, rdx));
+    put(to, 3, register!(ctx, rbx));
+    put(to, 5, register!(ctx, rbp));
+    put(to, 6, register!(ctx, rsi));
+    put(to, 7, register!(ctx, rdi));
+    put(to, 8, register!(ctx, r8));
+    put(to, 9, register!(ctx, r9));
+    put(to, 10, register!(ctx, r10));
+    put(to, 11, register!(ctx, r11));
+    put(to, 12, register!(ctx, r12));
+    put(to, 13, register!(ctx, r13));
+    put(to, 14, register!(ctx, r14));
+    put(to, 15, register!(ctx, r15));
     let ending = Ending { by: ended_by::RETURN, ..Ending::now(end_ns) };
-    let mut closed = close_returned(thread, tid, slot, &ending, &registers);
+    let mut closed = close_returned(thread, tid, slot, &ending, returned);
     if closed == 0 && own {
         // A frame that an exception was thought to have left returns: no exception is in flight.
         // SAFETY: the thread's state is touched by the thread itself only.
         unsafe { (*thread).flights = 0 };
-        closed = close_returned(thread, tid, slot, &ending, &registers);
+        closed = close_returned(thread, tid, slot, &ending, returned);
     }
     if own && closed == 0 {
         count(Counter::ReturnWithoutEntry);
@@ -296,7 +291,7 @@ fn capture_of(thread: *mut Thread, tid: u32, depth: u32) -> Option<*mut Operatio
 /// The note goes straight to map memory, whose contents the verifier does not follow: kept in a register it would
 /// double the verifier's states with every fetch.
 #[inline(always)]
-fn fetch(program: *const ProbeProgram, record: *mut Operation, at: u8, registers: &Registers) {
+fn fetch(program: *const ProbeProgram, record: *mut Operation, at: u8, registers: *const u64, returned: u32) {
     // SAFETY: map values live as long as the program.
     let count_fetches = unsafe { (*program).fetch_count };
     for index in 0..MAX_FETCHES {
@@ -309,7 +304,7 @@ fn fetch(program: *const ProbeProgram, record: *mut Operation, at: u8, registers
         if fetch.edge != at {
             continue;
         }
-        if !fetch_one(fetch, record, registers) {
+        if !fetch_one(fetch, record, registers, returned) {
             // SAFETY: a record that only this thread touches.
             unsafe { (*record).unread |= 1 << index };
             count(Counter::Unread);
@@ -317,16 +312,28 @@ fn fetch(program: *const ProbeProgram, record: *mut Operation, at: u8, registers
     }
 }
 
+/// x86 numbers of the registers with the arguments, the first in the lowest four bits.
+const ARGUMENTS: u32 = 0x98_1267;
+
 #[inline(always)]
-fn fetch_one(fetch: &cadscope_common::probe::Fetch, record: *mut Operation, registers: &Registers) -> bool {
+fn fetch_one(
+    fetch: &cadscope_common::probe::Fetch,
+    record: *mut Operation,
+    registers: *const u64,
+    returned: u32,
+) -> bool {
     let from = fetch.base;
-    let mut value = if from <= base::ARG5 {
-        registers.args[from as usize]
-    } else if from == base::RETURN {
-        if registers.return_known == 0 {
+    let mut value = if from <= base::RETURN {
+        let is_argument = from <= base::ARG5;
+        // Arguments are there at the entry, a returned value at the exit.
+        if is_argument != (fetch.edge == edge::ENTER) || !is_argument && returned > 15 {
             return false;
         }
-        registers.returned
+        let number = if is_argument { ARGUMENTS >> (4 * u32::from(from)) } else { returned };
+        // Else the compiler, which knows that the mask is not needed, leaves it out, and the verifier does not know.
+        let number = core::hint::black_box(number);
+        // SAFETY: the mask keeps the index inside the array.
+        unsafe { *registers.add(number as usize & 15) }
     } else {
         // SAFETY: the mask keeps the index inside the array.
         unsafe { *(&raw const (*record).words).cast::<u64>().add(from as usize & (WORDS - 1)) }
@@ -464,9 +471,9 @@ pub extern "C" fn close_returned(
     tid: u32,
     slot: u64,
     ending: *const Ending,
-    registers: *const Registers,
+    returned: u32,
 ) -> u32 {
-    if thread.is_null() || ending.is_null() || registers.is_null() {
+    if thread.is_null() || ending.is_null() {
         return 0;
     }
     let floor = unwind::floor(thread);
@@ -489,7 +496,7 @@ pub extern "C" fn close_returned(
         if unsafe { (*frame(thread, depth - 1)).slot } != slot {
             break;
         }
-        end_returned(thread, tid, ending, registers);
+        end_returned(thread, tid, ending, returned);
         closed += 1;
     }
     closed
@@ -585,28 +592,17 @@ pub extern "C" fn end_left(thread: *mut Thread, tid: u32, ending: *const Ending)
     0
 }
 
-/// Ends the innermost frame, which returned, and sends its record.
+/// Ends the innermost frame, which returned, and sends its record; `returned` is the register with the value.
 #[unsafe(no_mangle)]
-pub extern "C" fn end_returned(
-    thread: *mut Thread,
-    tid: u32,
-    ending: *const Ending,
-    registers: *const Registers,
-) -> u32 {
-    if !thread.is_null() && !ending.is_null() && !registers.is_null() {
-        // SAFETY: a live value of the caller.
-        end_top(thread, tid, ending, Some(unsafe { &*registers }));
+pub extern "C" fn end_returned(thread: *mut Thread, tid: u32, ending: *const Ending, returned: u32) -> u32 {
+    if !thread.is_null() && !ending.is_null() {
+        end_top(thread, tid, ending, Some(returned));
     }
     0
 }
 
 #[inline(always)]
-fn end_top(
-    thread: *mut Thread,
-    tid: u32,
-    ending: *const Ending,
-    registers: Option<&Registers>,
-) -> Option<()> {
+fn end_top(thread: *mut Thread, tid: u32, ending: *const Ending, returned: Option<u32>) -> Option<()> {
     // SAFETY: a live value of the caller.
     let ending = unsafe { &*ending };
     // SAFETY: the thread's state is touched by the thread itself only.
@@ -632,7 +628,8 @@ fn end_top(
         // SAFETY: inside the thread's frames.
         unsafe { (*frame(thread, around - 1)).start_ns }
     };
-    let mut bare = MaybeUninit::<[u64; OPERATION_BARE_BYTES / 8]>::uninit();
+    // SAFETY: inside the thread's scratch.
+    let bare = unsafe { (&raw mut (*thread).scratch.bare).cast::<Operation>() };
     let capture = if state & CAPTURED != 0 { CAPTURES.get_ptr_mut(capture_key(tid, depth)) } else { None };
     let (record, text_len) = match capture {
         Some(capture) => {
@@ -640,14 +637,14 @@ fn end_top(
             let text_len = unsafe { (*program).text_len };
             (capture.cast::<Operation>(), text_len)
         }
-        None => (bare.as_mut_ptr().cast::<Operation>(), 0),
+        None => (bare, 0),
     };
     if capture.is_none() {
         // SAFETY: before the words.
         unsafe { (*record).unread = u16::MAX };
     } else {
-        match registers {
-            Some(registers) => fetch(program, record, edge::LEAVE, registers),
+        match returned {
+            Some(returned) => fetch(program, record, edge::LEAVE, registers(thread), returned),
             // SAFETY: a record that only this thread touches; map values live as long as the program.
             None => unsafe { (*record).unread |= (*program).leave_fetches as u16 },
         }
@@ -676,7 +673,7 @@ fn end_top(
         // SAFETY: a whole record.
         Some(capture) => unsafe { emit::operation(capture.cast(), OPERATION_HEAD_BYTES as u64 + extra) },
         // SAFETY: every byte before the words has been written.
-        None => unsafe { emit::operation(bare.as_ptr().cast(), OPERATION_BARE_BYTES as u64) },
+        None => unsafe { emit::operation(bare.cast(), OPERATION_BARE_BYTES as u64) },
     }
     Some(())
 }

@@ -5,7 +5,9 @@
 //! per CPU since Linux 6.2; the shares of the CPUs are added where they are few.
 
 use aya_ebpf::{
-    helpers::generated::bpf_get_smp_processor_id, macros::raw_tracepoint, programs::RawTracePointContext,
+    helpers::generated::{bpf_get_smp_processor_id, bpf_probe_read_kernel},
+    macros::raw_tracepoint,
+    programs::RawTracePointContext,
 };
 use cadscope_common::{
     record::{NO_LIMIT, OutOfMemory, Resident, record_kind},
@@ -49,7 +51,12 @@ pub extern "C" fn pages_of(mm: u64) -> u64 {
     if stat == ABSENT {
         return 0;
     }
-    let counters: [u64; COUNTER_WORDS] = kernel_words(mm, stat);
+    let mut counters = [0; COUNTER_WORDS];
+    let from = mm.wrapping_add(u64::from(stat));
+    // SAFETY: the size of the array; the source is checked by the helper.
+    unsafe {
+        bpf_probe_read_kernel((&raw mut counters).cast(), size_of_val(&counters) as u32, from as *const _)
+    };
     let pages = if setting!(offsets.percpu_count) == ABSENT {
         let own = setting!(offsets.task_rss_stat);
         let mut cached = [0_i32; 4];
@@ -61,23 +68,6 @@ pub extern "C" fn pages_of(mm: u64) -> u64 {
         per_cpu(&counters)
     };
     pages.max(0) as u64
-}
-
-#[inline(always)]
-fn kernel_words(object: u64, offset: u32) -> [u64; COUNTER_WORDS] {
-    let mut words = Words([0; COUNTER_WORDS]);
-    words.0 = kernel::<Words>(object, offset).0;
-    words.0
-}
-
-#[derive(Clone, Copy)]
-struct Words([u64; COUNTER_WORDS]);
-
-impl Default for Words {
-    #[inline(always)]
-    fn default() -> Self {
-        Self([0; COUNTER_WORDS])
-    }
 }
 
 #[inline(always)]

@@ -7,7 +7,7 @@
 use aya_ebpf::{macros::uprobe, programs::ProbeContext};
 use cadscope_common::{
     open::{Flight, MAX_FLIGHTS, Thread},
-    record::{Exception, TYPE_NAME_BYTES, ended_by, record_kind},
+    record::{TYPE_NAME_BYTES, ended_by, record_kind},
     settings::MAX_DEPTH,
 };
 
@@ -183,20 +183,21 @@ fn close_left_by(thread: *mut Thread, pid: u32, tid: u32, header: u64, slot: u64
         return;
     }
     let at_ns = now_ns();
-    let mut record = Exception {
-        kind: record_kind::EXCEPTION,
-        tid,
-        process: task::current(pid),
-        id: at_ns,
-        type_name: [0; TYPE_NAME_BYTES],
-    };
+    // SAFETY: inside the thread's scratch.
+    let record = unsafe { &mut (*thread).scratch.exception };
+    record.kind = record_kind::EXCEPTION;
+    record.tid = tid;
+    record.process = task::current(pid);
+    record.id = at_ns;
+    // What follows the name's end may be another's.
+    record.type_name[0] = 0;
     if let Some(name) = type_name_of(header) {
         // SAFETY: the record's own bytes.
         if !unsafe { user::read_text(record.type_name.as_mut_ptr(), TYPE_NAME_BYTES as u32, name) } {
             record.type_name[0] = 0;
         }
     }
-    emit::quiet(&record);
+    emit::quiet(record);
     let ending = Ending { by: ended_by::EXCEPTION, exception: at_ns, ..Ending::now(at_ns) };
     close_left(thread, tid, &Left { below: slot + 1, floor, off_signal_stack: 0 }, &ending);
 }
