@@ -12,6 +12,8 @@
 //! metric = "gear_build_seconds"                       # optional: histogram of durations
 //! # counter = "gears_built_total"                     # optional: counter of calls
 //! help = "Time to build a gear."                      # once per family
+//! # product = "occt"                                  # optional: whose function it is, occt or freecad
+//! # absent = "since version 2"                        # optional: why a file of that product may not have it
 //! # group = "build"                                   # optional: only the outermost open call of a group is measured
 //! error_when = ["ret == 0"]                           # any of them (== or !=): the call failed
 //! # count_when = ["is_new == 1"]                      # all of them, or the call is not counted or measured
@@ -171,6 +173,10 @@ pub struct Probe {
     pub ignore_when: Vec<Comparison>,
     /// Further families that its calls go to.
     pub also: Vec<Measure>,
+    /// Whose function it is.
+    pub product: Option<Product>,
+    /// Why a build of that product may not have it.
+    pub absent: Option<String>,
 }
 
 /// `value == number` or `value != number`; does not hold for a value that could not be read.

@@ -38,6 +38,8 @@ pub(crate) fn probe(id: &str, title: &str) -> Probe {
         count_when: Vec::new(),
         ignore_when: Vec::new(),
         also: Vec::new(),
+        product: None,
+        absent: None,
     }
 }
 

@@ -15,6 +15,7 @@ mod bench;
 mod build;
 mod builds;
 mod demo;
+mod docs;
 mod imports;
 mod places;
 mod running_agent;
@@ -70,6 +71,8 @@ enum Task {
         /// Which (all unless told): freecad-1.0, freecad-1.1, wheel-7.7, wheel-7.8, wheel-7.9, wheel-8.0
         names: Vec<String>,
     },
+    /// Write the documentation that is made from the real builds: docs/support-matrix.md
+    Docs,
     /// Show it on a real FreeCAD job: the waterfall of its operations, then its metrics
     ///
     /// Runs `cadscope trace` on xtask/demo/job.py, then `cadscope agent` beside the same job, and prints the metric
@@ -122,6 +125,7 @@ fn main() -> ExitCode {
         Task::Setup { check: false, purpose } => setup::install(purpose),
         Task::Build { release } => build::build(build::Profile::named(release)).map(drop),
         Task::Builds { names } => builds::make(&names),
+        Task::Docs => docs::write(),
         Task::Demo { script } => demo::demo(script),
         Task::Test { full } => test::test(test::Rules { full, locked: false }),
         Task::Ci { full } => test::test(test::Rules { full, locked: true }),

@@ -45,7 +45,8 @@ pub enum CatalogError {
     },
 }
 
-const PROBE_KEYS: [&str; 16] = [
+const PROBE_KEYS: [&str; 18] = [
+    "absent",
     "also",
     "attributes",
     "count_when",
@@ -60,6 +61,7 @@ const PROBE_KEYS: [&str; 16] = [
     "labels",
     "layout",
     "metric",
+    "product",
     "symbols",
     "title",
 ];
@@ -223,6 +225,8 @@ fn probe(table: &Table) -> Result<Probe, Wrong> {
         count_when: comparisons(table, "count_when")?,
         ignore_when: comparisons(table, "ignore_when")?,
         also: also(table)?,
+        product: text(table, "product")?.map(|name| product(&name)).transpose()?,
+        absent: text(table, "absent")?,
         id,
         function,
     };
@@ -538,6 +542,14 @@ fn conditions(table: &Table) -> Result<Vec<Condition>, Wrong> {
     texts(table, "when", "layout.when")?.iter().map(|text| condition(text)).collect()
 }
 
+fn product(name: &str) -> Result<Product, Wrong> {
+    match name {
+        "occt" => Ok(Product::Occt),
+        "freecad" => Ok(Product::FreeCad),
+        _ => Err(wrong("product", "is `occt` or `freecad`")),
+    }
+}
+
 fn condition(text: &str) -> Result<Condition, Wrong> {
     let form = || {
         wrong(
@@ -552,11 +564,7 @@ fn condition(text: &str) -> Result<Condition, Wrong> {
         (None, Some((name, version))) => (name, false, version),
         _ => return Err(form()),
     };
-    let product = match name.trim() {
-        "occt" => Product::Occt,
-        "freecad" => Product::FreeCad,
-        _ => return Err(form()),
-    };
+    let product = product(name.trim()).map_err(|_| form())?;
     let version = super::decode::version_numbers(version.trim()).ok_or_else(form)?;
     let (at_least, below) = if at_least { (Some(version), None) } else { (None, Some(version)) };
     Ok(Condition { product, at_least, below })
