@@ -62,6 +62,7 @@ mod expression;
 mod file;
 mod kind;
 pub(crate) mod keys;
+mod name;
 mod program;
 pub mod ranges;
 
@@ -74,7 +75,7 @@ pub use decode::demangle_type;
 pub use file::CatalogError;
 
 /// The files that the program brings along.
-const BUILTIN: [(&str, &str); 7] = [
+const BUILTIN: [(&str, &str); 8] = [
     ("built-in occt.toml", include_str!("catalog/occt.toml")),
     ("built-in features.toml", include_str!("catalog/features.toml")),
     ("built-in freecad.toml", include_str!("catalog/freecad.toml")),
@@ -82,6 +83,7 @@ const BUILTIN: [(&str, &str); 7] = [
     ("built-in solvers.toml", include_str!("catalog/solvers.toml")),
     ("built-in materials.toml", include_str!("catalog/materials.toml")),
     ("built-in workbenches.toml", include_str!("catalog/workbenches.toml")),
+    ("built-in script.toml", include_str!("catalog/script.toml")),
 ];
 
 /// All probes, in the order of their files.

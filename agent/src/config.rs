@@ -17,12 +17,14 @@ use toml::{Table, Value};
 
 use crate::catalog::keys::{suggestion, unknown_key};
 use crate::catalog::{Catalog, CatalogError};
+use crate::flow_type::{self, Rule};
 use crate::job::{Names, Variables};
 
 /// Keys of the configuration file.
-pub const FILE_KEYS: [&str; 15] = [
+pub const FILE_KEYS: [&str; 19] = [
     "attach",
     "catalog",
+    "flow",
     "flow_type_env",
     "job_id_env",
     "linger",
@@ -31,9 +33,12 @@ pub const FILE_KEYS: [&str; 15] = [
     "min_span_duration",
     "otlp_endpoint",
     "otlp_protocol",
+    "pod_labels",
     "probe",
     "proc",
     "request_id_env",
+    "source_samples",
+    "source_threshold",
     "sys",
     "trace_ratio",
 ];
@@ -73,7 +78,8 @@ const TRACE_EXAMPLES: &str = "\
 Examples:
   cadscope trace -- freecadcmd job.py                   run it; exit with its exit status
   cadscope trace -p 4711                                follow a worker until it ends or Ctrl-C
-  cadscope trace --format json -o job.json -- python3 job.py";
+  cadscope trace --format html -o job.html -- python3 job.py
+  cadscope trace --format perfetto -o job.json -- python3 job.py    open it at ui.perfetto.dev";
 
 const PROBES_EXAMPLES: &str = "\
 Examples:
@@ -130,6 +136,13 @@ struct CommonArgs {
     /// The same for the kind of job [env: CADSCOPE_FLOW_TYPE_ENV] [default: FLOW_TYPE]
     #[arg(long, global = true, value_name = "NAMES")]
     flow_type_env: Option<Names>,
+    /// Operations of at least this length say which line of the job called them
+    /// [env: CADSCOPE_SOURCE_THRESHOLD] [default: 250ms]
+    #[arg(long, global = true, value_name = "DURATION")]
+    source_threshold: Option<ShortTime>,
+    /// So many Python stacks are read a second, at most; 0 for none [env: CADSCOPE_SOURCE_SAMPLES] [default: 20]
+    #[arg(long, global = true, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(..=1000))]
+    source_samples: Option<u32>,
 }
 
 #[derive(Clone, Debug, Subcommand)]
@@ -155,6 +168,10 @@ enum CommandArgs {
         /// Share of the workers without a trace context that become a trace [env: CADSCOPE_TRACE_RATIO] [default: 1]
         #[arg(long, value_name = "0..1")]
         trace_ratio: Option<Ratio>,
+        /// Whether metrics about workers carry namespace, pod and container
+        /// [env: CADSCOPE_POD_LABELS] [default: true]
+        #[arg(long, value_name = "BOOL")]
+        pod_labels: Option<bool>,
     },
     /// Runs or follows one process and prints its operations: nesting, duration, outcome
     #[command(after_help = TRACE_EXAMPLES)]
@@ -218,6 +235,10 @@ pub enum TraceFormat {
     Tree,
     /// One JSON document
     Json,
+    /// A file for ui.perfetto.dev
+    Perfetto,
+    /// One page for a browser, whole in itself
+    Html,
 }
 
 /// What `doctor` writes.
@@ -313,6 +334,15 @@ impl FromStr for OtlpProtocol {
     }
 }
 
+/// Of which operations the Python stack is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SourceOptions {
+    /// Of those that take at least so long.
+    pub threshold: Duration,
+    /// So many a second at most; 0: none.
+    pub per_second: u32,
+}
+
 /// Where spans go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OtlpConfig {
@@ -344,6 +374,10 @@ pub struct Config {
     pub sys: PathBuf,
     /// The variables that say what a worker works on.
     pub variables: Variables,
+    /// Of which operations the Python stack is read.
+    pub sources: SourceOptions,
+    /// Which command lines are which kind of job.
+    pub flow_rules: Vec<Rule>,
     /// The built-in probes and the user's.
     pub catalog: Catalog,
     /// What to do.
@@ -376,6 +410,8 @@ pub struct AgentConfig {
     pub min_span_duration: Duration,
     /// Share of the workers without a trace context that become a trace, 0 to 1.
     pub trace_ratio: f64,
+    /// Whether metrics about workers carry the labels of their pod.
+    pub pod_labels: bool,
 }
 
 /// Settings of `cadscope trace`.
@@ -473,6 +509,8 @@ impl Config {
                 request_id: sources.setting(common.request_id_env, "request_id_env", default.request_id)?,
                 flow_type: sources.setting(common.flow_type_env, "flow_type_env", default.flow_type)?,
             },
+            sources: sources.sources(common.source_threshold, common.source_samples)?,
+            flow_rules: sources.flow_rules()?,
             catalog: sources.catalog(common.catalog)?,
             command: sources.command(command)?,
         })
@@ -515,7 +553,12 @@ impl ConfigFile {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text.clone())),
             Some(Value::Integer(number)) => Ok(Some(number.to_string())),
-            Some(other) => Err(self.wrong(key, other, "is neither a text in quotes nor a whole number")),
+            Some(Value::Boolean(flag)) => Ok(Some(flag.to_string())),
+            Some(other) => Err(self.wrong(
+                key,
+                other,
+                "is neither a text in quotes nor a whole number nor true or false",
+            )),
         }
     }
 
@@ -618,6 +661,25 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
         Ok(Some(OtlpConfig { endpoint, protocol: self.setting(protocol, "otlp_protocol", default)? }))
     }
 
+    fn sources(
+        &self,
+        threshold: Option<ShortTime>,
+        per_second: Option<u32>,
+    ) -> Result<SourceOptions, ConfigError> {
+        let default = ShortTime(Duration::from_millis(250));
+        let ShortTime(threshold) = self.setting(threshold, "source_threshold", default)?;
+        Ok(SourceOptions { threshold, per_second: self.setting(per_second, "source_samples", 20)? })
+    }
+
+    fn flow_rules(&self) -> Result<Vec<Rule>, ConfigError> {
+        let Some(file) = self.file else { return Ok(Vec::new()) };
+        let rules = file.list("flow")?.iter().map(|value| {
+            let table = value.as_table().ok_or("is no table; begin each rule with [[flow]]".to_owned());
+            table.and_then(flow_type::rule).map_err(|problem| file.wrong("flow", value, &problem))
+        });
+        rules.collect()
+    }
+
     fn command(&self, command: CommandArgs) -> Result<Command, ConfigError> {
         Ok(match command {
             CommandArgs::Agent {
@@ -627,6 +689,7 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
                 otlp_protocol,
                 min_span_duration,
                 trace_ratio,
+                pod_labels,
             } => {
                 let default = SocketAddr::from((Ipv4Addr::LOCALHOST, 9777));
                 let Seconds(linger) = self.setting(linger, "linger", Seconds(60))?;
@@ -642,6 +705,7 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
                     otlp: self.otlp(otlp_endpoint, otlp_protocol)?,
                     min_span_duration,
                     trace_ratio,
+                    pod_labels: self.setting(pod_labels, "pod_labels", true)?,
                 })
             }
             CommandArgs::Trace { output, format, pid, run } => {
@@ -711,6 +775,7 @@ mod tests {
             otlp: None,
             min_span_duration: Duration::from_millis(1),
             trace_ratio: 1.0,
+            pod_labels: true,
         };
         assert_eq!(config.command, Command::Agent(agent));
         assert!(!config.catalog.probes.is_empty());
@@ -825,7 +890,7 @@ mod tests {
         for sub in command.get_subcommands_mut() {
             help.push_str(&sub.render_long_help().to_string());
         }
-        for key in FILE_KEYS.iter().filter(|key| **key != "probe") {
+        for key in FILE_KEYS.iter().filter(|key| !["flow", "probe"].contains(key)) {
             let variable = format!("CADSCOPE_{}", key.to_ascii_uppercase());
             assert!(help.contains(&variable), "{variable}");
         }

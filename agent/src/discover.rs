@@ -1,5 +1,6 @@
 //! Turns processes and their executable mappings into candidates for observation, and opens their files safely.
 
+pub mod container;
 pub mod mappings;
 
 use std::fs::File;
@@ -9,10 +10,12 @@ use std::path::{Path, PathBuf};
 use cadscope_common::record::ProcessKey;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::Mode;
+use nix::sys::statfs::{OVERLAYFS_SUPER_MAGIC, fstatfs};
 use procfs::process::{MMPermissions, MMapPath, Process};
 
 use crate::job::ENVIRON_BYTES;
 
+pub use self::container::{Containers, command_of, container_of};
 pub use self::mappings::{FileId, Mapping, Mappings, MappingsError, Step};
 
 /// Why a mapped file cannot be looked at.
@@ -57,6 +60,23 @@ pub fn open_mapped(proc: &Path, mapping: &Mapping) -> Result<File, OpenError> {
     Ok(file)
 }
 
+/// The identity of an open file that a mapping states.
+///
+/// Each mount of an overlay has a device of its own, but the containers of one image share its files, and the kernel
+/// places probes in what they share: there, the inode number and the time of the inode's last change tell a file. A
+/// container that writes to its file gets a copy with another time.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn identity(file: &File, stated: FileId) -> std::io::Result<FileId> {
+    if fstatfs(file)?.filesystem_type() != OVERLAYFS_SUPER_MAGIC {
+        return Ok(stated);
+    }
+    let metadata = file.metadata()?;
+    let changed_ns = metadata.ctime().saturating_mul(1_000_000_000).saturating_add(metadata.ctime_nsec());
+    Ok(FileId { major: 0, minor: 0, inode: metadata.ino(), changed_ns })
+}
+
 fn regular(file: File) -> Result<File, OpenError> {
     let metadata = file.metadata().map_err(|error| OpenError::Refused(error.to_string()))?;
     if metadata.is_file() { Ok(file) } else { Err(OpenError::NotRegular) }
@@ -77,6 +97,7 @@ pub fn mappings_of(proc: &Path, pid: u32) -> Vec<Mapping> {
                     major: u32::try_from(map.dev.0).ok()?,
                     minor: u32::try_from(map.dev.1).ok()?,
                     inode: map.inode,
+                    changed_ns: 0,
                 },
                 start: map.address.0,
                 end: map.address.1,
@@ -85,6 +106,22 @@ pub fn mappings_of(proc: &Path, pid: u32) -> Vec<Mapping> {
             })
         })
         .collect()
+}
+
+/// The number of a thread in the innermost PID namespace that it is in; `None` if it is gone.
+#[must_use]
+pub fn thread_in_its_namespace(proc: &Path, pid: u32, tid: u32) -> Option<u32> {
+    let status = proc.join(pid.to_string()).join("task").join(tid.to_string()).join("status");
+    let status = std::fs::read_to_string(status).ok()?;
+    let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+    numbers.split_whitespace().next_back()?.parse().ok()
+}
+
+/// Resident bytes of a process now; `None` if it is gone.
+#[must_use]
+pub fn resident_bytes(proc: &Path, pid: u32) -> Option<u64> {
+    let pages = process(proc, pid)?.statm().ok()?.resident;
+    Some(pages.saturating_mul(procfs::page_size()))
 }
 
 /// Every process of the node.
@@ -151,6 +188,31 @@ fn open_below(root: &File, path: &Path) -> nix::Result<File> {
         .mode(Mode::empty())
         .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
     openat2(root, path, how).map(File::from)
+}
+
+/// What a process uses now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Time on all CPUs since its start.
+    pub cpu_ns: u64,
+    /// Resident memory.
+    pub resident_bytes: u64,
+    /// The most of it so far.
+    pub peak_bytes: u64,
+}
+
+/// What a process uses; `None` if it is gone.
+#[must_use]
+pub fn usage_of(proc: &Path, pid: u32) -> Option<Usage> {
+    let process = process(proc, pid)?;
+    let (stat, status) = (process.stat().ok()?, process.status().ok()?);
+    let tick_ns = 1_000_000_000 / procfs::ticks_per_second().max(1);
+    let bytes = |kib: Option<u64>| kib.unwrap_or(0).saturating_mul(1024);
+    Some(Usage {
+        cpu_ns: stat.utime.saturating_add(stat.stime).saturating_mul(tick_ns),
+        resident_bytes: bytes(status.vmrss),
+        peak_bytes: bytes(status.vmhwm),
+    })
 }
 
 /// Whether a process is there.

@@ -5,7 +5,9 @@
 //! kernels (5.15+, needs CAP_SYS_ADMIN).
 
 pub mod bpf;
+pub mod mapped_file;
 pub mod offsets;
+pub mod perf_uprobe;
 pub mod plain;
 pub mod records;
 pub mod wait;
@@ -17,15 +19,16 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use aya::maps::{Array, HashMap, Map, PerCpuArray, RingBuf};
-use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLinkId, UProbeScope};
 use aya::programs::{ProgramError, RawTracePoint, UProbe};
-use aya::{Ebpf, EbpfLoader};
+use aya::{Ebpf, EbpfLoader, RawTracePointRunOptions, TestRun as _};
 use cadscope_common::cookie::{Cookie, Edge};
+use cadscope_common::open::{Capture, Thread};
 use cadscope_common::probe::{ProbeProgram, flags};
-use cadscope_common::record::ProcessKey;
-use cadscope_common::settings::{COUNTERS, Settings};
+use cadscope_common::record::{Life, Operation, ProcessKey};
+use cadscope_common::settings::{COUNTERS, MAX_COUNTED_CPUS, Settings};
 
 use self::offsets::OffsetError;
+use self::perf_uprobe::PerfProbes;
 use self::plain::{Raw, bytes_of};
 pub use self::records::Records;
 use crate::resolve::FileOffset;
@@ -145,13 +148,13 @@ impl SiteProgram {
     }
 }
 
-/// Probes in place; they go when it is dropped (uprobe_multi) or given back to [`Kernel::detach`].
+/// Probes in place; they go when it is dropped.
 #[derive(Debug)]
 pub enum Link {
     /// One descriptor for all.
     Multi(OwnedFd),
-    /// aya's, by program.
-    Perf(SiteProgram, Vec<UProbeLinkId>),
+    /// An event for each.
+    Perf(PerfProbes),
 }
 
 /// The loaded kernel side.
@@ -170,7 +173,13 @@ impl Kernel {
     pub fn load(only_targets: bool, allow_multi: bool) -> Result<Self, KernelError> {
         let facts = offsets::read(KERNEL_BTF)?;
         let multi = allow_multi && facts.has_uprobe_multi;
-        let settings = Settings { offsets: facts.offsets, only_targets: u32::from(only_targets), padding: 0 };
+        let cpus = possible_cpus();
+        let settings = Settings {
+            offsets: facts.offsets,
+            only_targets: u32::from(only_targets),
+            counted_cpus: if cpus.len() > MAX_COUNTED_CPUS { 1 } else { count_of(&cpus) },
+            padding: 0,
+        };
         let object = if multi { Cow::Borrowed(OBJECT) } else { Cow::Owned(bpf::without_sleep(OBJECT)?) };
         let mut ebpf =
             EbpfLoader::new().override_global("SETTINGS", bytes_of(&settings), true).load(&object)?;
@@ -186,16 +195,38 @@ impl Kernel {
             AttachMode::PerfEvents
         };
         let mut kernel = Self { ebpf, mode, multi: kernel_multi };
-        kernel.attach_process_programs()?;
+        kernel.locate_cpus(&cpus)?;
+        kernel.attach_tracepoints(facts.has_cheap_mmap_lock)?;
         Ok(kernel)
     }
 
-    fn attach_process_programs(&mut self) -> Result<(), KernelError> {
+    /// Has each CPU note where its share of per-CPU memory lies. One that is off has no share worth counting.
+    fn locate_cpus(&mut self, cpus: &[u32]) -> Result<(), KernelError> {
+        const NAME: &str = "cpu_located";
+        let program: &mut RawTracePoint = program_of(&mut self.ebpf, NAME)?;
+        program.load().map_err(|error| refused(NAME, &error))?;
+        for cpu in cpus {
+            let mut options = RawTracePointRunOptions::new();
+            options.cpu = Some(*cpu);
+            // What is not counted is a small, known share.
+            let _ = program.test_run(options);
+        }
+        Ok(())
+    }
+
+    fn attach_tracepoints(&mut self, cheap_mmap_lock: bool) -> Result<(), KernelError> {
+        let memory = cheap_mmap_lock.then_some(("memory_changing", "mmap_lock_start_locking"));
         for (name, tracepoint) in [
             ("process_forked", "sched_process_fork"),
             ("process_executed", "sched_process_exec"),
             ("thread_exited", "sched_process_exit"),
-        ] {
+            ("signal_sent", "signal_generate"),
+            ("signal_delivered", "signal_deliver"),
+            ("victim_marked", "mark_victim"),
+        ]
+        .into_iter()
+        .chain(memory)
+        {
             let program: &mut RawTracePoint = program_of(&mut self.ebpf, name)?;
             program.load().map_err(|error| refused(name, &error))?;
             program.attach(tracepoint).map_err(|error| refused(name, &error))?;
@@ -247,6 +278,43 @@ impl Kernel {
         workers.insert(process.pid, Raw(process), 0).map_err(|error| no_map("WORKERS", &error.to_string()))
     }
 
+    /// Takes a process back that [`Kernel::add_worker`] added too late.
+    pub fn remove_worker(&mut self, pid: u32) {
+        if let Ok(mut workers) = self.typed_mut::<HashMap<_, u32, Raw<ProcessKey>>>("WORKERS") {
+            // What is not there need not be removed.
+            let _ = workers.remove(&pid);
+        }
+    }
+
+    /// The end of a process that was not added as a worker in time; forgotten after some thousand others.
+    #[must_use]
+    pub fn ended(&self, pid: u32) -> Option<Life> {
+        let map: HashMap<_, u32, Raw<Life>> = HashMap::try_from(self.ebpf.map("ENDED")?).ok()?;
+        map.get(&pid, 0).ok().map(|Raw(life)| life)
+    }
+
+    /// Every thread with its open calls, as it is at this moment; one that runs may be seen in the middle of a change.
+    #[must_use]
+    pub fn threads(&self) -> Vec<(u32, Thread)> {
+        let Some(map) = self.ebpf.map("THREADS") else { return Vec::new() };
+        let Ok(map) = HashMap::<_, u32, Raw<Thread>>::try_from(map) else { return Vec::new() };
+        map.iter().filter_map(Result::ok).map(|(tid, Raw(thread))| (tid, thread)).collect()
+    }
+
+    /// The open calls of one thread.
+    #[must_use]
+    pub fn thread(&self, tid: u32) -> Option<Thread> {
+        let map: HashMap<_, u32, Raw<Thread>> = HashMap::try_from(self.ebpf.map("THREADS")?).ok()?;
+        map.get(&tid, 0).ok().map(|Raw(thread)| thread)
+    }
+
+    /// What was read at the entry of an open call.
+    #[must_use]
+    pub fn capture(&self, tid: u32, depth: u32) -> Option<Operation> {
+        let map: HashMap<_, u64, Raw<Capture>> = HashMap::try_from(self.ebpf.map("CAPTURES")?).ok()?;
+        map.get(&(u64::from(tid) << 32 | u64::from(depth)), 0).ok().map(|Raw(capture)| capture.record)
+    }
+
     /// When a process last executed a program, nanoseconds of CLOCK_MONOTONIC; `None` if before the agent.
     #[must_use]
     pub fn executed_ns(&self, pid: u32) -> Option<u64> {
@@ -272,7 +340,7 @@ impl Kernel {
         program: SiteProgram,
         sites: &[(FileOffset, Cookie)],
     ) -> Result<Link, AttachError> {
-        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let path = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap_or_default();
         let refused = |reason: String| AttachError::Refused { sites: sites.len(), reason };
         match self.mode {
             AttachMode::UprobeMulti => {
@@ -281,7 +349,6 @@ impl Kernel {
                     .iter()
                     .find(|(kind, _)| *kind == program)
                     .ok_or_else(|| refused("program not loaded".to_owned()))?;
-                let path = CString::new(path).map_err(|error| refused(error.to_string()))?;
                 let offsets: Vec<u64> = sites.iter().map(|(offset, _)| offset.0).collect();
                 let cookies: Vec<u64> = sites.iter().map(|(_, cookie)| cookie.0).collect();
                 bpf::link_uprobe_multi(fd.as_fd(), &path, &offsets, &cookies)
@@ -291,39 +358,11 @@ impl Kernel {
             AttachMode::PerfEvents => {
                 let loaded: &mut UProbe =
                     program_of(&mut self.ebpf, program.name()).map_err(|error| refused(error.to_string()))?;
-                let mut ids = Vec::with_capacity(sites.len());
-                for (offset, cookie) in sites {
-                    let point = UProbeAttachPoint {
-                        location: UProbeAttachLocation::AbsoluteOffset(offset.0),
-                        cookie: Some(cookie.0),
-                    };
-                    match loaded.attach(point, &path, UProbeScope::AllProcesses) {
-                        Ok(id) => ids.push(id),
-                        Err(error) => {
-                            for id in ids {
-                                // It is being given up: nothing better can be done with a refusal here.
-                                let _ = loaded.detach(id);
-                            }
-                            return Err(refused(error.to_string()));
-                        }
-                    }
-                }
-                Ok(Link::Perf(program, ids))
-            }
-        }
-    }
-
-    /// Takes probes away.
-    pub fn detach(&mut self, link: Link) {
-        match link {
-            Link::Multi(fd) => drop(fd),
-            Link::Perf(program, ids) => {
-                if let Ok(loaded) = program_of::<UProbe>(&mut self.ebpf, program.name()) {
-                    for id in ids {
-                        // A link that is already gone is what was wanted.
-                        let _ = loaded.detach(id);
-                    }
-                }
+                let fd = loaded.fd().map_err(|error| refused(error.to_string()))?;
+                let sites = sites.iter().map(|(offset, cookie)| (offset.0, cookie.0));
+                PerfProbes::place(fd.as_fd(), &path, sites)
+                    .map(Link::Perf)
+                    .map_err(|error| refused(error.to_string()))
             }
         }
     }
@@ -335,6 +374,16 @@ impl Kernel {
         let map = self.ebpf.map_mut(name).ok_or_else(|| no_map(name, "missing"))?;
         M::try_from(map).map_err(|error| no_map(name, &error.to_string()))
     }
+}
+
+/// The CPUs that can be on.
+fn possible_cpus() -> Vec<u32> {
+    let count = aya::util::nr_cpus().unwrap_or(1);
+    (0..u32::try_from(count).unwrap_or(1)).collect()
+}
+
+fn count_of(cpus: &[u32]) -> u32 {
+    u32::try_from(cpus.len()).unwrap_or(1)
 }
 
 fn no_map(map: &'static str, reason: &str) -> KernelError {

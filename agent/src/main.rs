@@ -36,6 +36,8 @@ fn run(config: Config) -> anyhow::Result<u8> {
         catalog: Arc::new(config.catalog),
         proc: config.proc,
         variables: config.variables,
+        sources: config.sources,
+        flow_rules: config.flow_rules,
         linger: Duration::ZERO,
         only_targets: false,
         allow_multi: config.attach == Attach::Auto,

@@ -8,17 +8,22 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use cadscope_common::record::ProcessKey;
+use cadscope_common::record::{Life, ProcessKey};
 
 use crate::attach::{Attacher, FileError, Seen};
 use crate::catalog::Catalog;
-use crate::discover::{self, FileId, Mapping, Mappings, MappingsError, Step};
+use crate::config::SourceOptions;
+use crate::discover::{self, Containers, FileId, Mapping, Mappings, MappingsError, Step};
+use crate::ending::{End, How};
+use crate::flow_type;
 use crate::identify;
+use crate::in_flight::{self, InFlight};
 use crate::job::{Job, Variables};
 use crate::kernel::{AttachMode, Kernel, KernelError, Records, wait};
 use crate::operation::{Operation, Worker};
 use crate::plan::Versions;
 use crate::receive::{self, Event, Exceptions};
+use crate::sources::Sources;
 use crate::workers::{Live, Targets, Workers};
 use crate::written::Written;
 
@@ -56,8 +61,10 @@ pub enum Observation {
         started_ns: u64,
         /// When it ended.
         ended_ns: u64,
-        /// As `wait` reports it; `None` if the end was not seen.
+        /// As `wait` reports it; `None` if it executed another program, or the end was not seen.
         status: Option<u32>,
+        /// How it ended.
+        end: Box<End>,
     },
     /// An operation ended.
     Operation(Box<Operation>),
@@ -85,8 +92,11 @@ pub struct Observer {
     workers: Workers,
     exceptions: Exceptions,
     written: Written,
+    containers: Containers,
+    flow_rules: Vec<flow_type::Rule>,
     proc: PathBuf,
     variables: Variables,
+    sources: Sources,
     targets: Targets,
     reviewed_ns: u64,
     forgot_ns: u64,
@@ -102,6 +112,10 @@ pub struct ObserverOptions {
     pub proc: PathBuf,
     /// The variables that say what a worker works on.
     pub variables: Variables,
+    /// When the lines that called slow operations are looked for.
+    pub sources: SourceOptions,
+    /// Which command lines are which kind of job.
+    pub flow_rules: Vec<flow_type::Rule>,
     /// How long probes stay on a file that no worker maps.
     pub linger: Duration,
     /// Observe only processes that are added as targets, and their descendants.
@@ -128,8 +142,11 @@ impl Observer {
             workers: Workers::default(),
             exceptions: Exceptions::default(),
             written: Written::new(&options.proc),
+            containers: Containers::default(),
+            flow_rules: options.flow_rules,
             proc: options.proc,
             variables: options.variables,
+            sources: Sources::new(options.sources),
             targets: Targets::new(!options.only_targets),
             reviewed_ns: now,
             forgot_ns: now,
@@ -167,9 +184,17 @@ impl Observer {
     /// Waits until something happens or `timeout` is over, and says what happened.
     pub fn poll(&mut self, timeout: Duration, say: &mut dyn FnMut(Observation)) {
         let records = std::iter::once(self.records.descriptor());
-        wait::readable(self.mappings.descriptors().chain(records), timeout);
+        let changes = self.attacher.descriptor();
+        wait::readable(self.mappings.descriptors().chain(records).chain(changes), timeout);
+        for path in self.attacher.drop_changed() {
+            let error = "its probes were taken away, for they would now lie elsewhere".to_owned();
+            say(Observation::Missed { path, reason: "rewritten_in_place", error });
+        }
         self.drain(say);
         let now = now_ns();
+        for live in self.workers.grown_up(now) {
+            announce(live, say);
+        }
         if now.saturating_sub(self.reviewed_ns) >= REVIEW_NS {
             self.reviewed_ns = now;
             self.review(now, say);
@@ -178,7 +203,8 @@ impl Observer {
             self.forgot_ns = now;
             self.attacher.forget_plain();
         }
-        self.attacher.sweep(&mut self.kernel, now);
+        self.sources.look(&self.proc, &self.kernel, now);
+        self.attacher.sweep(now);
     }
 
     /// Takes everything that has arrived.
@@ -251,31 +277,59 @@ impl Observer {
         }
     }
 
-    /// Makes a process a worker, with everything it maps already.
+    /// Makes a process a worker, with everything it maps already; also one that is gone by now.
     fn enlist(&mut self, pid: u32, say: &mut dyn FnMut(Observation)) {
         let now = now_ns();
         let executed = self.kernel.executed_ns(pid);
-        if let Some(executed) = executed {
-            say(Observation::Ready(Duration::from_nanos(now.saturating_sub(executed))));
-        }
-        let process =
-            discover::key_of(&self.proc, pid).unwrap_or(ProcessKey { pid, padding: 0, start_boottime_ns: 0 });
-        let program = self.workers.program_of(pid).unwrap_or_else(|| discover::program_of(&self.proc, pid));
-        let versions = self.attacher.versions_of(pid);
-        let worker = Worker {
-            process,
-            program,
-            freecad_version: versions.freecad,
-            occt_version: versions.occt,
-            job: job_of(&self.proc, pid, &self.variables),
-        };
-        let live = self.workers.enter(worker, executed.unwrap_or(now));
-        say(Observation::Started(Arc::clone(&live.worker)));
         self.written.hold(pid);
+        let key = discover::key_of(&self.proc, pid);
+        // First added, then asked for its end: one of the two sees it.
+        let process = key.unwrap_or(ProcessKey { pid, padding: 0, start_boottime_ns: 0 });
         // A refusal shows when the process ends without notice: the review finds it.
         let _ = self.kernel.add_worker(process);
+        let gone = self.kernel.ended(pid).filter(|life| is_end_of(life, key, executed));
+        if let Some(life) = &gone {
+            self.kernel.remove_worker(pid);
+            if self.workers.has_ended(pid, life.at_ns) {
+                self.attacher.release(pid, now);
+                self.written.release(pid);
+                return;
+            }
+        } else if let Some(executed) = executed {
+            say(Observation::Ready(Duration::from_nanos(now.saturating_sub(executed))));
+        }
+        let program = self.workers.program_of(pid);
+        let worker = self.worker(process, program, self.attacher.versions_of(pid), executed);
+        let live = self.workers.enter(worker, executed.unwrap_or(now));
+        say(Observation::Started(Arc::clone(&live.worker)));
         for mapping in discover::mappings_of(&self.proc, pid) {
             self.see(&mapping, say);
+        }
+        if let Some(life) = gone {
+            self.exited(&life, say);
+        }
+    }
+
+    /// What is known of a process that is a worker.
+    fn worker(
+        &mut self,
+        process: ProcessKey,
+        program: Option<String>,
+        versions: Versions,
+        executed_ns: Option<u64>,
+    ) -> Worker {
+        let (proc, pid) = (&self.proc, process.pid);
+        let job = Arc::new(Job::from_environ(&discover::environ_of(proc, pid), &self.variables));
+        let command = discover::command_of(proc, pid);
+        Worker {
+            process,
+            program: program.unwrap_or_else(|| discover::program_of(proc, pid)),
+            freecad_version: versions.freecad,
+            occt_version: versions.occt,
+            executed_ns,
+            flow_type: flow_type::flow_type(&job.flow_type, &command, &self.flow_rules),
+            container: self.containers.of(proc, pid),
+            job,
         }
     }
 
@@ -294,8 +348,10 @@ impl Observer {
                 if !mapped.is_empty() {
                     self.attacher.retain(pid, &mapped, now);
                 }
+            } else if let Some(life) = self.kernel.ended(pid) {
+                self.exited(&life, say);
             } else {
-                self.end(pid, None, now, say);
+                self.end(pid, now, None, |_| End::without_exit(How::Unseen), say);
             }
         }
     }
@@ -310,24 +366,44 @@ impl Observer {
                 };
                 let worker = self.worker_of(record.process, &slot.versions, say);
                 let mut operation = receive::operation(&record, &slot, worker, &self.exceptions);
-                if !operation.probe.ignores(&operation.values) {
-                    self.written.size(&mut operation);
-                    say(Observation::Operation(Box::new(operation)));
+                if operation.probe.ignores(&operation.values) {
+                    return;
                 }
+                self.written.size(&mut operation);
+                operation.source = self.sources.take(record.tid, record.start_ns, record.end_ns);
+                if let Some(live) = self.workers.get_mut(record.process.pid) {
+                    live.did(&mut operation);
+                }
+                say(Observation::Operation(Box::new(operation)));
             }
             Event::Forked { parent, child } => {
-                if let Some(live) = self.workers.fork(parent.pid, child, now_ns()) {
+                if self.workers.fork(parent.pid, child, now_ns()).is_some() {
                     self.attacher.inherit(parent.pid, child.pid);
                     self.written.hold(child.pid);
-                    say(Observation::Started(Arc::clone(&live.worker)));
                 }
             }
-            Event::Executed(process) => {
-                self.end(process.pid, None, now_ns(), say);
+            Event::Executed(process, at_ns) => {
+                if self.workers.get_mut(process.pid).is_some_and(|live| !live.announced) {
+                    self.attacher.release(process.pid, at_ns);
+                    self.written.release(process.pid);
+                    self.workers.end(process.pid, at_ns);
+                } else {
+                    self.end(process.pid, at_ns, None, |_| End::without_exit(How::Replaced), say);
+                }
                 // Mappings of its new program can have been reported before.
                 self.scan(Some(&[process.pid]), say);
             }
-            Event::Exited(process, status, at_ns) => self.end(process.pid, Some(status), at_ns, say),
+            Event::Exited(life) => self.exited(&life, say),
+            Event::Resident(resident) => {
+                if let Some(live) = self.workers.get_mut(resident.pid) {
+                    live.peaks.note(resident.at_ns, resident.pages);
+                }
+            }
+            Event::OutOfMemory(oom) => {
+                if let Some(live) = self.workers.get_mut(oom.process.pid) {
+                    live.oom = Some(receive::out_of_memory(&oom));
+                }
+            }
         }
     }
 
@@ -338,24 +414,19 @@ impl Observer {
         of_file: &Versions,
         say: &mut dyn FnMut(Observation),
     ) -> Arc<Worker> {
-        let Some(live) = self.workers.get_mut(process.pid) else {
-            let worker = Worker {
-                process,
-                program: discover::program_of(&self.proc, process.pid),
-                freecad_version: of_file.freecad.clone(),
-                occt_version: of_file.occt.clone(),
-                job: job_of(&self.proc, process.pid, &self.variables),
-            };
-            let live = self.workers.enter(worker, now_ns());
+        if !self.workers.contains(process.pid) {
+            let executed = self.kernel.executed_ns(process.pid);
+            let program = self.workers.program_of(process.pid);
+            let worker = self.worker(process, program, of_file.clone(), executed);
+            let live = self.workers.enter(worker, executed.unwrap_or_else(now_ns));
             live.settled = true;
-            live.operations = 1;
             say(Observation::Started(Arc::clone(&live.worker)));
             self.written.hold(process.pid);
             // A refusal shows when the process ends without notice: the review finds it.
             let _ = self.kernel.add_worker(process);
-            return Arc::clone(&live.worker);
-        };
-        live.operations += 1;
+        }
+        let Some(live) = self.workers.get_mut(process.pid) else { return Arc::default() };
+        announce(live, say);
         if !live.settled {
             live.settled = true;
             if let Some((file, versions)) = self.attacher.read_freecad(&self.proc, process.pid) {
@@ -366,11 +437,31 @@ impl Observer {
         Arc::clone(&live.worker)
     }
 
-    fn end(&mut self, pid: u32, status: Option<u32>, ended_ns: u64, say: &mut dyn FnMut(Observation)) {
+    fn exited(&mut self, life: &Life, say: &mut dyn FnMut(Observation)) {
+        let end = |live: &mut Live| End {
+            cpu_ns: Some(life.cpu_ns),
+            peak_bytes: Some(life.peak_pages.saturating_mul(procfs::page_size())),
+            ..End::of_exit(life.status, &life.fate, live.script_failed, live.take_oom())
+        };
+        self.end(life.process.pid, life.at_ns, Some(life.status), end, say);
+    }
+
+    fn end(
+        &mut self,
+        pid: u32,
+        ended_ns: u64,
+        status: Option<u32>,
+        end: impl FnOnce(&mut Live) -> End,
+        say: &mut dyn FnMut(Observation),
+    ) {
         self.attacher.release(pid, ended_ns);
         self.written.release(pid);
-        if let Some(Live { worker, started_ns, .. }) = self.workers.end(pid) {
-            say(Observation::Ended { worker, started_ns, ended_ns, status });
+        self.sources.end(pid);
+        if let Some(mut live) = self.workers.end(pid, ended_ns) {
+            announce(&mut live, say);
+            let end = Box::new(end(&mut live));
+            let Live { worker, started_ns, .. } = live;
+            say(Observation::Ended { worker, started_ns, ended_ns, status, end });
         }
     }
 
@@ -380,9 +471,21 @@ impl Observer {
         &self.attacher
     }
 
-    /// The live workers with the number of their operations so far.
-    pub fn workers(&self) -> impl Iterator<Item = (&Arc<Worker>, u64, u64)> {
-        self.workers.iter().map(|live| (&live.worker, live.started_ns, live.operations))
+    /// The live workers.
+    pub fn workers(&self) -> impl Iterator<Item = &Live> {
+        self.workers.iter()
+    }
+
+    /// The operations that are open now.
+    #[must_use]
+    pub fn in_flight(&self) -> Vec<InFlight> {
+        in_flight::in_flight(&self.kernel, &self.attacher, &self.workers, now_ns())
+    }
+
+    /// The node's procfs.
+    #[must_use]
+    pub fn proc(&self) -> &Path {
+        &self.proc
     }
 
     /// How probes are placed.
@@ -420,6 +523,23 @@ impl Observer {
     }
 }
 
+/// Tells of a fork that is a worker after all.
+fn announce(live: &mut Live, say: &mut dyn FnMut(Observation)) {
+    if !live.announced {
+        live.announced = true;
+        say(Observation::Started(Arc::clone(&live.worker)));
+    }
+}
+
+/// Whether an end that was seen is that of the process which bears the pid now, or bore it last.
+fn is_end_of(life: &Life, key: Option<ProcessKey>, executed_ns: Option<u64>) -> bool {
+    // procfs counts in steps of 10 ms.
+    const STEP_NS: u64 = 10_000_000;
+    let started = |key: ProcessKey| key.start_boottime_ns / STEP_NS;
+    key.is_none_or(|key| started(key) == started(life.process))
+        && executed_ns.is_none_or(|at| at <= life.at_ns)
+}
+
 fn renew(live: &mut Live, versions: &Versions, say: &mut dyn FnMut(Observation)) {
     if live.renew(versions) {
         say(Observation::Renewed(Arc::clone(&live.worker)));
@@ -431,15 +551,12 @@ fn missed(mapping: &Mapping, error: &FileError) -> Observation {
         FileError::Open(discover::OpenError::Gone) => "process_gone",
         FileError::Open(_) => "file_not_opened",
         FileError::Read(_) => "file_not_read",
+        FileError::Changed => "file_changed",
         FileError::Elf(_) => "not_elf",
         FileError::Attach(_) => "attach_refused",
         FileError::Kernel(_) => "kernel_map",
     };
     Observation::Missed { path: mapping.path.clone(), reason, error: error.to_string() }
-}
-
-fn job_of(proc: &Path, pid: u32, variables: &Variables) -> Arc<Job> {
-    Arc::new(Job::from_environ(&discover::environ_of(proc, pid), variables))
 }
 
 /// What the files of a process say of its versions, without looking into its memory.

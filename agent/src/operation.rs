@@ -1,12 +1,16 @@
 //! The values that flow out of the kernel's records: workers, and the operations they did.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use cadscope_common::record::ProcessKey;
 
 use crate::catalog::Probe;
+use crate::container::Container;
 use crate::job::Job;
+use crate::memory::Memory;
+use crate::python::Source;
 pub use crate::value::{Outcome, Value};
 
 /// One finished call. `(process, tid, start_ns)` names it.
@@ -34,12 +38,24 @@ pub struct Operation {
     pub exception: Option<Arc<str>>,
     /// Signal that ended its process.
     pub signal: Option<u8>,
+    /// The line of the job that called it; `None` where it was not slow, or Python was not seen.
+    pub source: Option<Arc<Source>>,
     /// What the probe read, by value name; a value that could not be read is absent.
     pub values: BTreeMap<String, Value>,
+    /// Resident memory of its process; `None` where it was not read.
+    pub memory: Option<Memory>,
+}
+
+impl Operation {
+    /// What families over all sorts of operations call it: see [`Probe::operation_name`].
+    #[must_use]
+    pub fn name(&self) -> Cow<'_, str> {
+        self.probe.operation_name(&self.values)
+    }
 }
 
 /// A process that maps a catalogued library.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Worker {
     /// Which process.
     pub process: ProcessKey,
@@ -51,4 +67,10 @@ pub struct Worker {
     pub occt_version: String,
     /// What it works on; that of its parent where it forked.
     pub job: Arc<Job>,
+    /// When it executed its program, CLOCK_MONOTONIC; `None` if that was not seen or it forked.
+    pub executed_ns: Option<u64>,
+    /// What kind of job it does: `unknown` if nothing says.
+    pub flow_type: String,
+    /// Where it runs; empty on a plain host.
+    pub container: Arc<Container>,
 }

@@ -6,12 +6,15 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use cadscope_common::record::{
-    self, Exception, Life, OPERATION_BARE_BYTES, OPERATION_HEAD_BYTES, ProcessKey, ended_by, record_kind,
+    self, Exception, Life, OPERATION_BARE_BYTES, OPERATION_HEAD_BYTES, OutOfMemory, ProcessKey, Resident,
+    ended_by, record_kind,
 };
 
 use crate::attach::Slot;
 use crate::catalog::demangle_type;
+use crate::ending::{self, Limit};
 use crate::kernel::plain;
+use crate::memory::Memory;
 use crate::operation::{Operation, Outcome, Worker};
 
 /// Threads whose last exception is remembered.
@@ -45,10 +48,14 @@ pub enum Event {
         /// The child.
         child: ProcessKey,
     },
-    /// A worker replaced its program.
-    Executed(ProcessKey),
-    /// A worker ended, with the status of `wait`, at this time.
-    Exited(ProcessKey, u32, u64),
+    /// A worker replaced its program at this time.
+    Executed(ProcessKey, u64),
+    /// A worker ended.
+    Exited(Box<Life>),
+    /// A worker's memory is about to change.
+    Resident(Resident),
+    /// A process is killed because memory ran out.
+    OutOfMemory(OutOfMemory),
 }
 
 /// Reads one record.
@@ -77,10 +84,12 @@ pub fn read(bytes: &[u8]) -> Result<Event, Unreadable> {
             let life: Life = plain::read(bytes).ok_or(Unreadable::Truncated)?;
             Ok(match kind {
                 record_kind::FORK => Event::Forked { parent: life.process, child: life.child },
-                record_kind::EXEC => Event::Executed(life.process),
-                _ => Event::Exited(life.process, life.status, life.at_ns),
+                record_kind::EXEC => Event::Executed(life.process, life.at_ns),
+                _ => Event::Exited(Box::new(life)),
             })
         }
+        record_kind::RESIDENT => plain::read(bytes).map(Event::Resident).ok_or(Unreadable::Truncated),
+        record_kind::OUT_OF_MEMORY => plain::read(bytes).map(Event::OutOfMemory).ok_or(Unreadable::Truncated),
         _ => Err(Unreadable::UnknownKind),
     }
 }
@@ -139,9 +148,38 @@ pub fn operation(
         outcome,
         ended_by,
         exception: (record.exception != 0).then(|| exceptions.name(record.tid, record.exception)).flatten(),
+        source: None,
         signal: (record.signal != 0).then_some(record.signal),
         values,
+        memory: memory(record),
     }
+}
+
+/// What the kernel said when it chose a process to kill; what the process was doing is not known yet.
+#[must_use]
+pub fn out_of_memory(record: &OutOfMemory) -> ending::OutOfMemory {
+    let bytes = |pages: u64| pages.saturating_mul(procfs::page_size());
+    let limit = if record.level == record::NO_LIMIT {
+        Limit::Node
+    } else {
+        Limit::Cgroup { level: record.level, bytes: bytes(record.limit_pages) }
+    };
+    ending::OutOfMemory {
+        at_ns: record.at_ns,
+        resident_bytes: bytes(record.pages),
+        limit,
+        operation: String::new(),
+    }
+}
+
+/// What the record says itself; a peak in between that was sent apart is not known here.
+fn memory(record: &record::Operation) -> Option<Memory> {
+    let bytes = |pages: u32| u64::from(pages).saturating_mul(procfs::page_size());
+    (record.entry_pages != 0).then(|| Memory {
+        entry_bytes: bytes(record.entry_pages),
+        exit_bytes: (record.exit_pages != 0).then(|| bytes(record.exit_pages)),
+        peak_bytes: bytes(record.entry_pages.max(record.exit_pages).max(record.peak_pages)),
+    })
 }
 
 #[cfg(test)]

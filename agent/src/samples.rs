@@ -15,7 +15,7 @@ pub(crate) fn worker(pid: u32, program: &str) -> Arc<Worker> {
         program: program.to_owned(),
         freecad_version: "1.0.2".to_owned(),
         occt_version: "7.8.1".to_owned(),
-        job: Arc::default(),
+        ..Worker::default()
     })
 }
 
@@ -73,7 +73,9 @@ pub(crate) fn operation(probe: &Arc<Probe>, worker: &Arc<Worker>, start_ms: f64,
         ended_by: "return",
         exception: None,
         signal: None,
+        source: None,
         values: BTreeMap::new(),
+        memory: None,
     }
 }
 

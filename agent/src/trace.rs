@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,9 +16,10 @@ use anyhow::{Context, bail};
 use nix::sys::signal::{SigSet, Signal};
 
 use crate::config::{Target, TraceConfig, TraceFormat};
+use crate::discover;
 use crate::observe::{Observation, Observer, ObserverOptions, now_ns};
 use crate::operation::{Operation, Worker};
-use crate::view::{Exit, Skipped, TraceReport, WorkerReport, json, tree};
+use crate::view::{Exit, Skipped, TraceReport, WorkerReport, json, page, perfetto, tree};
 
 /// How long the trace waits for the last records after the command has ended.
 const LAST_RECORDS: Duration = Duration::from_millis(20);
@@ -27,6 +29,11 @@ const NOT_EXECUTABLE: u8 = 126;
 /// Columns when standard output is no terminal.
 const COLUMNS: usize = 120;
 
+/// How often the memory of workers is looked at, at first.
+const MEMORY_NS: u64 = 10_000_000;
+/// Samples of a worker's memory. When there are more, every other one goes, and they are taken half as often.
+const SAMPLES: usize = 2000;
+
 /// What has been collected.
 #[derive(Default)]
 struct Collected {
@@ -35,22 +42,66 @@ struct Collected {
     operations: Vec<Operation>,
     missed: Vec<Skipped>,
     dropped: u64,
+    memory: MemoryClock,
+    proc: PathBuf,
+}
+
+/// When memory is looked at.
+struct MemoryClock {
+    every_ns: u64,
+    next_ns: u64,
+}
+
+impl Default for MemoryClock {
+    fn default() -> Self {
+        Self { every_ns: MEMORY_NS, next_ns: 0 }
+    }
 }
 
 impl Collected {
+    /// Looks at the memory of the workers that run, if it is time.
+    fn look_at_memory(&mut self) {
+        let now = now_ns();
+        if now < self.memory.next_ns {
+            return;
+        }
+        let mut full = false;
+        for report in self.workers.iter_mut().filter(|report| report.exit.is_none()) {
+            if let Some(bytes) = discover::resident_bytes(&self.proc, report.worker.process.pid) {
+                report.memory.push((now, bytes));
+                full |= report.memory.len() > SAMPLES;
+            }
+        }
+        if full {
+            self.memory.every_ns *= 2;
+            for report in &mut self.workers {
+                let mut keep = false;
+                report.memory.retain(|_| {
+                    keep = !keep;
+                    keep
+                });
+            }
+        }
+        self.memory.next_ns = now + self.memory.every_ns;
+    }
+
     fn take(&mut self, observation: Observation) {
         match observation {
             Observation::Started(worker) => {
                 self.index.insert(worker.process.pid, self.workers.len());
                 let now = now_ns();
-                self.workers.push(WorkerReport { worker, started_ns: now, ended_ns: now, exit: None });
+                self.workers.push(WorkerReport {
+                    started_ns: now,
+                    ended_ns: now,
+                    ..WorkerReport::new(worker)
+                });
             }
             Observation::Renewed(worker) => {
                 if let Some(report) = self.report(worker.process.pid) {
                     report.worker = worker;
                 }
             }
-            Observation::Ended { worker, started_ns, ended_ns, status } => {
+            Observation::Ended { worker, started_ns, ended_ns, status, .. } => {
                 if let Some(report) = self.report(worker.process.pid) {
                     report.started_ns = report.started_ns.min(started_ns);
                     report.ended_ns = ended_ns;
@@ -82,8 +133,9 @@ fn exit_of(status: u32) -> Exit {
 /// # Errors
 /// The node lacks something, the command cannot be run, or the report cannot be written.
 pub fn run(config: &TraceConfig, options: ObserverOptions) -> anyhow::Result<u8> {
+    let proc = options.proc.clone();
     let mut observer = Observer::start(ObserverOptions { only_targets: true, ..options })?;
-    let mut collected = Collected::default();
+    let mut collected = Collected { proc, ..Collected::default() };
     let (command, status) = match &config.target {
         Target::Program(arguments) => {
             let status = run_program(arguments, &mut observer, &mut collected)?;
@@ -141,6 +193,7 @@ fn run_program(
     forward_signals(&child);
     let status = loop {
         observer.poll(Duration::from_millis(10), &mut |observation| collected.take(observation));
+        collected.look_at_memory();
         if let Some(status) = child.try_wait().context("cannot wait for the command")? {
             break status;
         }
@@ -212,7 +265,8 @@ fn follow(pid: u32, observer: &mut Observer, collected: &mut Collected) -> anyho
     eprintln!("cadscope: following process {pid}; Ctrl-C ends the trace");
     while std::path::Path::new("/proc").join(pid.to_string()).exists() && !INTERRUPTED.load(Ordering::Relaxed)
     {
-        observer.poll(Duration::from_millis(50), &mut |observation| collected.take(observation));
+        observer.poll(Duration::from_millis(10), &mut |observation| collected.take(observation));
+        collected.look_at_memory();
     }
     Ok(())
 }
@@ -257,6 +311,8 @@ fn write(config: &TraceConfig, report: &TraceReport) -> anyhow::Result<()> {
             text.push('\n');
             text
         }
+        TraceFormat::Perfetto => serde_json::to_string(&perfetto::render_perfetto(report))?,
+        TraceFormat::Html => page::render_page(report),
         TraceFormat::Tree => {
             let width = if to_terminal { terminal_columns().unwrap_or(COLUMNS) } else { COLUMNS };
             let color = to_terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());

@@ -1,7 +1,8 @@
 //! Turns what is learnt of processes into the table of live workers.
 //!
 //! Bookkeeping only: no I/O and no clock. A process stands here from the moment it is recognised until it ends or
-//! replaces its program; a fork of a worker is a worker.
+//! replaces its program. A fork of a worker is a worker, but is not told of before it has done an operation, lived for
+//! a while or ended: most forks are on the way to another program.
 
 pub mod targets;
 
@@ -10,13 +11,26 @@ use std::sync::Arc;
 
 use cadscope_common::record::ProcessKey;
 
-use crate::operation::Worker;
+use crate::ending::OutOfMemory;
+use crate::memory::Peaks;
+use crate::operation::{Operation, Outcome, Worker};
 use crate::plan::Versions;
 
 pub use self::targets::Targets;
 
 /// Programs of processes that may become workers, remembered at once.
 const MAX_PROGRAMS: usize = 65_536;
+/// Ends that are remembered, so that what is learnt late of a process does not revive it.
+const MAX_ENDED: usize = 16_384;
+/// How long a fork is taken to be on the way to another program, in nanoseconds.
+const FORK_NS: u64 = 1_000_000_000;
+/// Threads of a dying worker whose operations are remembered.
+const MAX_CUT_SHORT: usize = 64;
+/// The probe whose end by an exception says that a script failed: FreeCAD imports a script, and if that fails it runs
+/// the file again and swallows the exception.
+const SCRIPT_PROBE: &str = "fc.run_file";
+/// How `sys.exit` leaves a script; the exit code tells the rest.
+const SYSTEM_EXIT: &str = "Base::SystemExitException";
 
 /// A live worker.
 #[derive(Clone, Debug)]
@@ -29,6 +43,23 @@ pub struct Live {
     pub settled: bool,
     /// Operations that have ended.
     pub operations: u64,
+    /// It has been told of.
+    pub announced: bool,
+    /// An exception of Python left the script that FreeCAD ran.
+    pub script_failed: bool,
+    /// What it had resident before it gave memory back.
+    pub peaks: Peaks,
+    /// Set when the kernel has chosen it to be killed.
+    pub oom: Option<OutOfMemory>,
+    cut_short: Vec<CutShort>,
+}
+
+/// The innermost operation of a thread that was open when its process ended.
+#[derive(Clone, Debug)]
+struct CutShort {
+    tid: u32,
+    name: String,
+    growth_bytes: u64,
 }
 
 /// The table.
@@ -36,6 +67,8 @@ pub struct Live {
 pub struct Workers {
     live: HashMap<u32, Live>,
     programs: HashMap<u32, Option<String>>,
+    /// Process → when it ended.
+    ended: HashMap<u32, u64>,
 }
 
 impl Workers {
@@ -62,28 +95,64 @@ impl Workers {
     /// Enters a worker.
     pub fn enter(&mut self, worker: Worker, started_ns: u64) -> &mut Live {
         let pid = worker.process.pid;
-        let live = Live { worker: Arc::new(worker), started_ns, settled: false, operations: 0 };
+        let live = Live {
+            worker: Arc::new(worker),
+            started_ns,
+            settled: false,
+            operations: 0,
+            announced: true,
+            script_failed: false,
+            peaks: Peaks::default(),
+            oom: None,
+            cut_short: Vec::new(),
+        };
         self.live.entry(pid).insert_entry(live).into_mut()
     }
 
     /// Enters the child of a worker; `None` if the parent is none.
     pub fn fork(&mut self, parent: u32, child: ProcessKey, at_ns: u64) -> Option<&mut Live> {
         let parent = self.live.get(&parent)?;
-        let (worker, settled) = (Worker { process: child, ..(*parent.worker).clone() }, parent.settled);
+        let worker = Worker { process: child, executed_ns: None, ..(*parent.worker).clone() };
+        let settled = parent.settled;
         let live = self.enter(worker, at_ns);
         live.settled = settled;
+        live.announced = false;
         Some(live)
     }
 
-    /// Removes a worker.
-    pub fn end(&mut self, pid: u32) -> Option<Live> {
-        self.live.remove(&pid)
+    /// Removes a worker that ended at this time.
+    pub fn end(&mut self, pid: u32, at_ns: u64) -> Option<Live> {
+        let live = self.live.remove(&pid)?;
+        if self.ended.len() >= MAX_ENDED {
+            self.ended.clear();
+        }
+        self.ended.insert(pid, at_ns);
+        Some(live)
+    }
+
+    /// Whether it is this end that has been told of.
+    #[must_use]
+    pub fn has_ended(&self, pid: u32, at_ns: u64) -> bool {
+        self.ended.get(&pid) == Some(&at_ns)
+    }
+
+    /// Forks that are workers after all, because they have lived long enough.
+    pub fn grown_up(&mut self, now_ns: u64) -> impl Iterator<Item = &mut Live> {
+        self.live
+            .values_mut()
+            .filter(move |live| !live.announced && now_ns.saturating_sub(live.started_ns) >= FORK_NS)
     }
 
     /// Whether a process is a worker.
     #[must_use]
     pub fn contains(&self, pid: u32) -> bool {
         self.live.contains_key(&pid)
+    }
+
+    /// A worker.
+    #[must_use]
+    pub fn get(&self, pid: u32) -> Option<&Live> {
+        self.live.get(&pid)
     }
 
     /// A worker.
@@ -104,6 +173,42 @@ impl Workers {
 }
 
 impl Live {
+    /// Notes an operation, and completes what is known of its memory.
+    pub fn did(&mut self, operation: &mut Operation) {
+        self.operations += 1;
+        if let Some(memory) = &mut operation.memory {
+            let noted = self.peaks.since(operation.start_ns).saturating_mul(procfs::page_size());
+            memory.peak_bytes = memory.peak_bytes.max(noted);
+        }
+        if operation.probe.id == SCRIPT_PROBE && operation.depth == 0 {
+            self.script_failed = operation.outcome == Outcome::Exception
+                && operation.exception.as_deref().is_none_or(|name| name != SYSTEM_EXIT);
+        }
+        if matches!(operation.ended_by, "signal" | "process_exit") {
+            self.cut_short(operation);
+        }
+    }
+
+    /// Operations of a thread end innermost first.
+    fn cut_short(&mut self, operation: &Operation) {
+        let growth_bytes = operation.memory.map_or(0, |memory| memory.growth_bytes());
+        if let Some(inner) = self.cut_short.iter_mut().find(|inner| inner.tid == operation.tid) {
+            inner.growth_bytes = inner.growth_bytes.max(growth_bytes);
+        } else if self.cut_short.len() < MAX_CUT_SHORT {
+            let name = operation.name().into_owned();
+            self.cut_short.push(CutShort { tid: operation.tid, name, growth_bytes });
+        }
+    }
+
+    /// The kill that memory running out led to, with what the worker was doing: the innermost operation of the thread
+    /// whose operations had grown most.
+    pub fn take_oom(&mut self) -> Option<OutOfMemory> {
+        let mut oom = self.oom.take()?;
+        let most = self.cut_short.iter().max_by_key(|cut| cut.growth_bytes);
+        oom.operation = most.map(|cut| cut.name.clone()).unwrap_or_default();
+        Some(oom)
+    }
+
     /// Takes over versions that are known better now; whether that changed anything.
     pub fn renew(&mut self, versions: &Versions) -> bool {
         let mut worker = (*self.worker).clone();
@@ -124,6 +229,9 @@ impl Live {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ending::Limit;
+    use crate::memory::Memory;
+    use crate::samples;
 
     fn key(pid: u32) -> ProcessKey {
         ProcessKey { pid, padding: 0, start_boottime_ns: u64::from(pid) * 10 }
@@ -133,9 +241,8 @@ mod tests {
         Worker {
             process: key(pid),
             program: "freecadcmd".to_owned(),
-            freecad_version: String::new(),
             occt_version: "7.6.3".to_owned(),
-            job: std::sync::Arc::default(),
+            ..Worker::default()
         }
     }
 
@@ -160,8 +267,53 @@ mod tests {
         let child = workers.fork(7, key(8), 2).unwrap();
         assert_eq!((child.worker.process, child.operations, child.settled), (key(8), 0, true));
         assert!(workers.fork(9, key(10), 3).is_none());
-        assert_eq!(workers.end(8).unwrap().started_ns, 2);
+        assert_eq!(workers.grown_up(FORK_NS).count(), 0);
+        assert_eq!(workers.grown_up(FORK_NS + 2).count(), 1);
+        assert_eq!(workers.end(8, 5).unwrap().started_ns, 2);
         assert!(!workers.contains(8) && workers.contains(7));
+        assert!(workers.has_ended(8, 5) && !workers.has_ended(8, 6));
+    }
+
+    #[test]
+    fn memory_runs_out_in_the_innermost_operation_of_the_thread_that_grew_most() {
+        let mut workers = Workers::default();
+        let shared = Arc::new(worker(7));
+        let live = workers.enter(worker(7), 1);
+        live.oom =
+            Some(OutOfMemory { at_ns: 9, resident_bytes: 0, limit: Limit::Node, operation: String::new() });
+        for (tid, id, growth) in [(1, "a.idle", 1), (2, "a.inner", 5), (2, "a.outer", 9)] {
+            let probe = Arc::new(samples::probe(id, ""));
+            let memory = Memory { entry_bytes: 10, exit_bytes: None, peak_bytes: 10 + growth };
+            let mut operation = Operation {
+                tid,
+                ended_by: "signal",
+                memory: Some(memory),
+                ..samples::operation(&probe, &shared, 0.0, 1.0)
+            };
+            live.did(&mut operation);
+        }
+        assert_eq!(live.take_oom().unwrap().operation, "inner");
+    }
+
+    #[test]
+    fn a_script_failed_if_the_last_run_of_its_file_ended_by_an_exception_that_is_no_exit() {
+        let (shared, probe) = (Arc::new(worker(7)), Arc::new(samples::probe(SCRIPT_PROBE, "")));
+        let mut workers = Workers::default();
+        let live = workers.enter(worker(7), 1);
+        for (outcome, exception, failed) in [
+            (Outcome::Exception, Some("Base::PyException"), true),
+            (Outcome::Exception, Some(SYSTEM_EXIT), false),
+            (Outcome::Exception, None, true),
+            (Outcome::Ok, None, false),
+        ] {
+            let mut operation = Operation {
+                outcome,
+                exception: exception.map(Into::into),
+                ..samples::operation(&probe, &shared, 0.0, 1.0)
+            };
+            live.did(&mut operation);
+            assert_eq!(live.script_failed, failed, "{outcome:?} {exception:?}");
+        }
     }
 
     #[test]

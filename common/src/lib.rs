@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod cookie;
+pub mod open;
 pub mod probe;
 pub mod record;
 pub mod settings;

@@ -18,6 +18,10 @@ pub mod record_kind {
     pub const EXEC: u32 = 4;
     /// [`Life`](super::Life): a worker ended (its last thread is gone).
     pub const EXIT: u32 = 5;
+    /// [`Resident`](super::Resident): a worker's memory is about to change after it has grown.
+    pub const RESIDENT: u32 = 6;
+    /// [`OutOfMemory`](super::OutOfMemory): the kernel chose a process to kill.
+    pub const OUT_OF_MEMORY: u32 = 7;
 }
 
 /// How a call ended.
@@ -80,6 +84,14 @@ pub struct Operation {
     pub unread: u16,
     /// Bytes of `text` that follow in this record.
     pub text_len: u32,
+    /// Resident pages of the process when it began; 0 = not known.
+    pub entry_pages: u32,
+    /// Resident pages when it ended; 0 = not known, its process was gone.
+    pub exit_pages: u32,
+    /// The process's own high-water mark in pages if it rose inside the operation, else 0.
+    pub peak_pages: u32,
+    /// Zero.
+    pub padding: u32,
     /// What the integer fetches read.
     pub words: [u64; WORDS],
     /// What the text fetches read: each NUL-terminated in its blocks. The record is cut after `text_len` bytes.
@@ -87,7 +99,7 @@ pub struct Operation {
 }
 
 /// Bytes of an [`Operation`] record before its words. A record of a call without values ends here.
-pub const OPERATION_BARE_BYTES: usize = 72;
+pub const OPERATION_BARE_BYTES: usize = 88;
 
 /// Bytes of an [`Operation`] record before its text.
 pub const OPERATION_HEAD_BYTES: usize = OPERATION_BARE_BYTES + 8 * WORDS;
@@ -111,13 +123,16 @@ pub struct Exception {
     pub type_name: [u8; TYPE_NAME_BYTES],
 }
 
+/// Bytes of a process's name.
+pub const NAME_BYTES: usize = 16;
+
 /// A step in the life of a worker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Life {
     /// [`record_kind::FORK`], [`record_kind::EXEC`] or [`record_kind::EXIT`].
     pub kind: u32,
-    /// Exit: the status as `wait` reports it (`exit code << 8 | signal`).
+    /// Exit: the status as `wait` reports it (`exit code << 8 | core dump << 7 | signal`).
     pub status: u32,
     /// The process; for a fork the parent.
     pub process: ProcessKey,
@@ -125,9 +140,79 @@ pub struct Life {
     pub child: ProcessKey,
     /// When.
     pub at_ns: u64,
+    /// Exit: CPU time of all its threads.
+    pub cpu_ns: u64,
+    /// Exit: most pages it ever had resident.
+    pub peak_pages: u64,
+    /// Exit: what was sent to it.
+    pub fate: Fate,
 }
+
+/// Signals that end a process, as far as they reached it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Fate {
+    /// The last signal that would end it, 0 = none.
+    pub sent: u32,
+    /// Who sent it; itself for a fault.
+    pub sender: u32,
+    /// The sender's name.
+    pub sender_name: [u8; NAME_BYTES],
+    /// The last fault (SIGSEGV, SIGABRT, …) that was delivered, 0 = none.
+    pub fault: u32,
+    /// On which thread.
+    pub fault_tid: u32,
+    /// With which stack pointer.
+    pub fault_sp: u64,
+    /// 1 = the process ended from within the handler of that fault.
+    pub handled: u32,
+    /// Zero.
+    pub padding: u32,
+}
+
+/// A worker's resident memory at a moment after which it may shrink.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Resident {
+    /// [`record_kind::RESIDENT`].
+    pub kind: u32,
+    /// The process.
+    pub pid: u32,
+    /// When.
+    pub at_ns: u64,
+    /// Pages.
+    pub pages: u64,
+}
+
+/// The kernel chose a process to kill because memory ran out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct OutOfMemory {
+    /// [`record_kind::OUT_OF_MEMORY`].
+    pub kind: u32,
+    /// Steps from the victim's cgroup up to the one that was full; [`NO_LIMIT`] if none was: the machine was.
+    pub level: u32,
+    /// The victim.
+    pub process: ProcessKey,
+    /// When.
+    pub at_ns: u64,
+    /// Resident pages of the victim, 0 = not known.
+    pub pages: u64,
+    /// Limit of the full cgroup in pages.
+    pub limit_pages: u64,
+    /// Who asked for memory.
+    pub asking_pid: u32,
+    /// Zero.
+    pub padding: u32,
+}
+
+/// [`OutOfMemory::level`] where no cgroup was at its limit.
+pub const NO_LIMIT: u32 = u32::MAX;
 
 const _: () = assert!(size_of::<ProcessKey>() == 16);
 const _: () = assert!(size_of::<Operation>() == OPERATION_HEAD_BYTES + TEXT_BYTES);
 const _: () = assert!(size_of::<Exception>() == 32 + TYPE_NAME_BYTES);
-const _: () = assert!(size_of::<Life>() == 48);
+const _: () = assert!(size_of::<Fate>() == 48);
+const _: () = assert!(size_of::<Life>() == 64 + size_of::<Fate>());
+const _: () = assert!(size_of::<Resident>() == 24);
+const _: () = assert!(size_of::<OutOfMemory>() == 56);

@@ -31,10 +31,47 @@ pub struct KernelOffsets {
     pub signal_group_exit_code: u32,
     /// `signal_struct::flags`.
     pub signal_flags: u32,
+    /// `signal_struct::maxrss`.
+    pub signal_maxrss: u32,
+    /// `signal_struct::sum_sched_runtime`.
+    pub signal_sum_sched_runtime: u32,
+    /// `task_struct::se.sum_exec_runtime`.
+    pub task_sum_exec_runtime: u32,
+    /// `task_struct::mm`.
+    pub task_mm: u32,
+    /// `task_struct::rss_stat.count`, what a task has not yet added to its mm (before Linux 6.2), else [`ABSENT`].
+    pub task_rss_stat: u32,
+    /// `mm_struct::rss_stat`.
+    pub mm_rss_stat: u32,
+    /// `mm_struct::hiwater_rss`.
+    pub mm_hiwater_rss: u32,
+    /// `percpu_counter::count`, if the counters are of this type (Linux 6.2+), else [`ABSENT`].
+    pub percpu_count: u32,
+    /// `percpu_counter::counters`.
+    pub percpu_counters: u32,
+    /// Size of a `percpu_counter`.
+    pub percpu_size: u32,
+    /// `bpf_array::pptrs`.
+    pub array_pptrs: u32,
+    /// `task_struct::cgroups`.
+    pub task_cgroups: u32,
+    /// `css_set::subsys[memory_cgrp_id]`, or [`ABSENT`] without memory cgroups.
+    pub cgroups_memory: u32,
+    /// `mem_cgroup::memory`.
+    pub memcg_memory: u32,
+    /// `page_counter::usage`.
+    pub counter_usage: u32,
+    /// `page_counter::max`.
+    pub counter_max: u32,
+    /// `page_counter::parent`.
+    pub counter_parent: u32,
 }
 
+/// Offset of what this kernel does not have.
+pub const ABSENT: u32 = u32::MAX;
+
 /// Fields of [`KernelOffsets`].
-pub const KERNEL_OFFSETS: usize = 12;
+pub const KERNEL_OFFSETS: usize = 29;
 
 impl KernelOffsets {
     /// All zero, for a static.
@@ -51,6 +88,23 @@ impl KernelOffsets {
         signal_live: 0,
         signal_group_exit_code: 0,
         signal_flags: 0,
+        signal_maxrss: 0,
+        signal_sum_sched_runtime: 0,
+        task_sum_exec_runtime: 0,
+        task_mm: 0,
+        task_rss_stat: 0,
+        mm_rss_stat: 0,
+        mm_hiwater_rss: 0,
+        percpu_count: 0,
+        percpu_counters: 0,
+        percpu_size: 0,
+        array_pptrs: 0,
+        task_cgroups: 0,
+        cgroups_memory: 0,
+        memcg_memory: 0,
+        counter_usage: 0,
+        counter_max: 0,
+        counter_parent: 0,
     };
 }
 
@@ -64,11 +118,23 @@ pub struct Settings {
     pub offsets: KernelOffsets,
     /// 1 = only processes in `TARGETS` and their descendants are observed.
     pub only_targets: u32,
+    /// CPUs whose share of a counter is added to it; 1 = only that of the CPU it is read on.
+    pub counted_cpus: u32,
     /// Zero.
     pub padding: u32,
 }
 
-const _: () = assert!(size_of::<Settings>() == size_of::<KernelOffsets>() + 8);
+impl Settings {
+    /// All zero, for a static.
+    pub const ZERO: Self =
+        Self { offsets: KernelOffsets::ZERO, only_targets: 0, counted_cpus: 0, padding: 0 };
+}
+
+/// The most CPUs whose shares are added up: each is a read at both ends of a call. On larger machines resident memory
+/// is known to within the shares of the others, at most 2 × CPUs pages each (`percpu_counter_batch`).
+pub const MAX_COUNTED_CPUS: usize = 8;
+
+const _: () = assert!(size_of::<Settings>() == size_of::<KernelOffsets>() + 12);
 
 /// Index of a counter in the per-CPU `COUNTERS` map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -13,6 +13,7 @@ use aya_ebpf::{
 };
 use cadscope_common::{
     cookie::{Base, Cookie, Edge, RETURN_NOT_FINAL},
+    open::{CAPTURED, Frame, Thread},
     probe::{MAX_FETCHES, MAX_STEPS, ProbeProgram, TEXT_BLOCK, TEXT_BYTES, WORDS, base, edge, flags, kind},
     record::{OPERATION_BARE_BYTES, OPERATION_HEAD_BYTES, Operation, ended_by, record_kind},
     settings::{Counter, MAX_DEPTH},
@@ -21,12 +22,14 @@ use cadscope_common::{
 use crate::{
     emit,
     maps::{
-        CAPTURES, Frame, PROBES, TARGETS, THREADS, Thread, WORKERS, ZERO_CAPTURE, ZERO_THREAD, count, setting,
+        CAPTURES, Lowest, PROBES, RESIDENT, TARGETS, THREADS, WORKERS, ZERO_CAPTURE, ZERO_THREAD, count,
+        setting,
     },
-    process, unwind, user,
+    memory, task, unwind, user,
 };
 
-const CAPTURED: u32 = 1 << 31;
+/// Inserts only what is not there.
+const BPF_NOEXIST: u64 = 1;
 
 /// Frames further apart than this are taken to be on different stacks (a coroutine's).
 pub const STACK_SPAN: u64 = 16 << 20;
@@ -43,6 +46,25 @@ pub struct Ending {
     pub exception: u64,
     /// When.
     pub at_ns: u64,
+    /// Resident pages of the process then, 0 = not known.
+    pub pages: u32,
+    /// The kernel's high-water mark of them.
+    pub mark_pages: u32,
+}
+
+impl Ending {
+    /// At this time, by a jump unless said otherwise.
+    #[inline(always)]
+    pub fn now(at_ns: u64) -> Self {
+        let (pages, mark_pages) = memory::resident_and_mark();
+        Self { pages, mark_pages, ..Self::gone(at_ns) }
+    }
+
+    /// The same for a process whose memory is gone.
+    #[inline(always)]
+    pub const fn gone(at_ns: u64) -> Self {
+        Self { by: ended_by::JUMP, signal: 0, exception: 0, at_ns, pages: 0, mark_pages: 0 }
+    }
 }
 
 /// Which frames have been left.
@@ -167,9 +189,10 @@ fn enter(ctx: &ProbeContext) -> Option<()> {
             None => count(Counter::NoCapture),
         }
     }
+    let (pages, mark_pages) = memory::resident_and_mark();
     let top = frame(thread, depth);
     // SAFETY: inside the thread's frames.
-    unsafe { *top = Frame { slot, start_ns, probe: cookie.probe(), state } };
+    unsafe { *top = Frame { slot, start_ns, probe: cookie.probe(), state, pages, mark_pages } };
     // SAFETY: as above.
     unsafe { (*thread).depth = depth + 1 };
     Some(())
@@ -217,7 +240,7 @@ fn leave(ctx: &ProbeContext) -> Option<()> {
     let returned = by_number[usize::from(register) & 15];
     let return_known = u64::from(register != RETURN_NOT_FINAL);
     let registers = Registers { args: [0; 6], returned, return_known };
-    let ending = Ending { by: ended_by::RETURN, signal: 0, exception: 0, at_ns: end_ns };
+    let ending = Ending { by: ended_by::RETURN, ..Ending::now(end_ns) };
     let mut closed = close_returned(thread, tid, slot, &ending, &registers);
     if closed == 0 && own {
         // A frame that an exception was thought to have left returns: no exception is in flight.
@@ -244,11 +267,12 @@ fn thread_of(pid: u32, tid: u32) -> Option<*mut Thread> {
         return None;
     }
     let thread = THREADS.get_ptr_mut(tid)?;
-    let key = process::current(pid);
+    let key = task::current(pid);
     // SAFETY: the thread's state is touched by the thread itself only.
     unsafe { (*thread).process = key };
     // From its first call on, a process is a worker whose end is reported, however late the agent learns of it.
     let _ = WORKERS.insert(pid, key, 0);
+    let _ = RESIDENT.insert(pid, Lowest { pages: 0 }, BPF_NOEXIST);
     Some(thread)
 }
 
@@ -382,7 +406,7 @@ pub extern "C" fn abandon(thread: *mut Thread, tid: u32, slot: u64, at_ns: u64) 
     }
     unwind::forget_stale_flights(thread, slot);
     let floor = unwind::floor(thread);
-    let ending = Ending { by: ended_by::JUMP, signal: 0, exception: 0, at_ns };
+    let ending = Ending::now(at_ns);
     let mut closed = close_left(thread, tid, &Left { below: slot, floor, off_signal_stack: 0 }, &ending);
     // SAFETY: the thread's state is touched by the thread itself only.
     let depth = unsafe { (*thread).depth };
@@ -446,11 +470,10 @@ pub extern "C" fn close_returned(
         return 0;
     }
     let floor = unwind::floor(thread);
-    // SAFETY: a live value of the caller.
-    let at_ns = unsafe { (*ending).at_ns };
     if is_top_dead(thread, slot) {
         let left = Left { below: slot, floor, off_signal_stack: 0 };
-        let abandoned = Ending { by: ended_by::JUMP, signal: 0, exception: 0, at_ns };
+        // SAFETY: a live value of the caller.
+        let abandoned = Ending { by: ended_by::JUMP, ..unsafe { *ending } };
         if close_left(thread, tid, &left, &abandoned) > 0 {
             count(Counter::Abandoned);
         }
@@ -483,8 +506,8 @@ impl SignalStack {
     #[inline(always)]
     fn current() -> Self {
         Self {
-            start: process::current_u64(setting!(offsets.task_sas_ss_sp)),
-            bytes: process::current_u64(setting!(offsets.task_sas_ss_size)),
+            start: task::current_u64(setting!(offsets.task_sas_ss_sp)),
+            bytes: task::current_u64(setting!(offsets.task_sas_ss_size)),
         }
     }
 
@@ -593,6 +616,8 @@ fn end_top(
     let top = frame(thread, depth);
     // SAFETY: inside the thread's frames.
     let (start_ns, probe, state) = unsafe { ((*top).start_ns, (*top).probe, (*top).state) };
+    // SAFETY: as above.
+    let (entry_pages, entry_mark) = unsafe { ((*top).pages, (*top).mark_pages) };
     let program = PROBES.get_ptr(probe)?;
     // SAFETY: map values live as long as the program.
     if ending.at_ns.wrapping_sub(start_ns) < unsafe { (*program).min_duration_ns } {
@@ -641,6 +666,10 @@ fn end_top(
         (*record).ended_by = ending.by;
         (*record).signal = ending.signal;
         (*record).text_len = text_len;
+        (*record).entry_pages = entry_pages;
+        (*record).exit_pages = ending.pages;
+        (*record).peak_pages = if ending.mark_pages > entry_mark { ending.mark_pages } else { 0 };
+        (*record).padding = 0;
     }
     let extra = u64::from(text_len).min(TEXT_BYTES as u64);
     match capture {

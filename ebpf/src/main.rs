@@ -5,7 +5,8 @@
 //! |---|---|
 //! | [`call`] | `call_enter`, `call_leave`: function entries and exits |
 //! | [`unwind`] | `exception_caught`, `jumped`: frames left without a return |
-//! | [`process`] | `process_forked`, `process_executed`, `thread_exited` |
+//! | [`process`] | `process_forked`, `process_executed`, `thread_exited`, `signal_sent`, `signal_delivered` |
+//! | [`memory`] | `memory_changing`, `victim_marked`; `cpu_located`, run once on each CPU |
 //!
 //! uprobe programs can be preempted by another task that hits a probe on the same CPU, so nothing is kept in per-CPU
 //! scratch memory: what a call needs lives in map values that only its own thread touches.
@@ -17,7 +18,9 @@
 mod call;
 mod emit;
 mod maps;
+mod memory;
 mod process;
+mod task;
 mod unwind;
 mod user;
 

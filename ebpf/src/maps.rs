@@ -7,70 +7,17 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
 use cadscope_common::{
-    probe::{MAX_PROBES, ProbeProgram, TEXT_BYTES},
-    record::{Operation, ProcessKey},
-    settings::{COUNTERS as COUNTER_COUNT, Counter, MAX_DEPTH, Settings},
+    open::{Capture, Thread},
+    probe::{MAX_PROBES, ProbeProgram},
+    record::{Fate, Life, ProcessKey},
+    settings::{COUNTERS as COUNTER_COUNT, Counter, Settings},
 };
 
 const NO_PREALLOC: u32 = 1;
 
-/// One open call.
-#[repr(C)]
-pub struct Frame {
-    /// Address of its return address.
-    pub slot: u64,
-    /// When it was entered.
-    pub start_ns: u64,
-    /// Probe program.
-    pub probe: u32,
-    /// Bit 31: it has a capture.
-    pub state: u32,
-}
-
-/// A C++ exception between its throw and its catch.
-#[repr(C)]
-pub struct Flight {
-    /// Its `_Unwind_Exception`.
-    pub header: u64,
-    /// Frames open when it was thrown, and not yet known to have been left. Only it can end them.
-    pub floor: u64,
-}
-
-/// Exceptions in flight at once on one thread that are told apart: all but the last were thrown before a destructor
-/// that threw and catches another.
-pub const MAX_FLIGHTS: usize = 4;
-
-/// The open calls of one thread, outermost first.
-#[repr(C)]
-pub struct Thread {
-    /// Its process.
-    pub process: ProcessKey,
-    /// Frames in use.
-    pub depth: u32,
-    /// Entries `(tid, n)` exist in `CAPTURES` for n below this.
-    pub captures: u32,
-    /// Exceptions in flight.
-    pub flights: u64,
-    /// They, innermost last.
-    pub flying: [Flight; MAX_FLIGHTS],
-    /// The frames.
-    pub frames: [Frame; MAX_DEPTH],
-}
-
-/// The record of an open call, with room behind it: the verifier knows neither the place nor the size of a text, only
-/// that both are bounded.
-#[repr(C)]
-pub struct Capture {
-    /// The record as far as it is known.
-    pub record: Operation,
-    /// Written only by a probe program that the agent should not have made.
-    pub slack: [u8; TEXT_BYTES],
-}
-
 /// What the agent says before load. Written once by the agent, read-only for the programs.
 #[unsafe(no_mangle)]
-static SETTINGS: Settings =
-    Settings { offsets: cadscope_common::settings::KernelOffsets::ZERO, only_targets: 0, padding: 0 };
+static SETTINGS: Settings = Settings::ZERO;
 
 /// The settings; volatile, because the loader replaces them after compilation.
 #[inline(always)]
@@ -122,6 +69,35 @@ pub static WORKERS: HashMap<u32, ProcessKey> = HashMap::with_max_entries(65536, 
 /// Process id → when it last executed a program. The kernel forgets the least recently used.
 #[map]
 pub static EXECUTED: LruHashMap<u32, u64> = LruHashMap::with_max_entries(16384, 0);
+
+/// What a worker had resident when it last could shrink.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Lowest {
+    /// Pages, 0 = not read yet.
+    pub pages: u64,
+}
+
+/// Process id → what it had resident at its lowest since it last grew. Made at a process's first call; exit and exec
+/// remove.
+#[map]
+pub static RESIDENT: HashMap<u32, Lowest> = HashMap::with_max_entries(65536, NO_PREALLOC);
+
+/// Process id → the signals that reached a worker. Exit and exec remove.
+#[map]
+pub static FATES: HashMap<u32, Fate> = HashMap::with_max_entries(65536, NO_PREALLOC);
+
+/// Process id → its end; the agent asks for those that were not known as workers then and turn out to have been. The kernel forgets the least recently used.
+#[map]
+pub static ENDED: LruHashMap<u32, Life> = LruHashMap::with_max_entries(4096, 0);
+
+/// CPU → where its share of the kernel's per-CPU memory lies, less the place within. Written once on each CPU.
+#[map]
+pub static CPU_OFFSETS: Array<u64> = Array::with_max_entries(1024, 0);
+
+/// Some per-CPU memory, to learn from where it lies. Never written.
+#[map]
+pub static CPU_SHARE: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
 /// Records for the agent.
 #[map]

@@ -1,16 +1,15 @@
-//! Turns forks, execs and exits into records, and ends what was open when a thread goes.
+//! Turns forks, execs, signals and exits into records, and ends what was open when a thread goes.
 
 use aya_ebpf::{
-    helpers::generated::{bpf_get_current_task, bpf_probe_read_kernel},
-    macros::raw_tracepoint,
-    programs::RawTracePointContext,
+    helpers::generated::bpf_get_current_comm, macros::raw_tracepoint, programs::RawTracePointContext,
 };
-use cadscope_common::record::{Life, ProcessKey, ended_by, record_kind};
+use cadscope_common::record::{Fate, Life, ended_by, record_kind};
 
 use crate::{
     call::{Ending, close_all, forget, ids, now_ns},
     emit,
-    maps::{EXECUTED, TARGETS, THREADS, WORKERS, setting},
+    maps::{ENDED, EXECUTED, FATES, RESIDENT, TARGETS, THREADS, WORKERS, setting},
+    task::{current, current_task, kernel, key_of, system_call},
 };
 
 const SIGNAL_GROUP_EXIT: u32 = 4;
@@ -19,39 +18,13 @@ const SIGNAL_GROUP_EXIT: u32 = 4;
 /// the verifier would walk the rest once for each case.
 static ENDINGS: [u8; 4] = [ended_by::THREAD_EXIT, ended_by::EXEC, ended_by::PROCESS_EXIT, ended_by::SIGNAL];
 
-/// Reads a plain value from kernel memory; zero if it cannot be read.
-#[inline(always)]
-fn kernel<T: Copy + Default>(object: u64, offset: u32) -> T {
-    let mut value = T::default();
-    let from = object.wrapping_add(u64::from(offset));
-    // SAFETY: the size of the value; the source is checked by the helper.
-    unsafe { bpf_probe_read_kernel((&raw mut value).cast(), size_of::<T>() as u32, from as *const _) };
-    value
-}
-
-#[inline(always)]
-fn current_task() -> u64 {
-    // SAFETY: no preconditions.
-    unsafe { bpf_get_current_task() }
-}
-
-/// A `u64` field of the current task.
-#[inline(always)]
-pub fn current_u64(offset: u32) -> u64 {
-    kernel(current_task(), offset)
-}
-
-#[inline(always)]
-fn key_of(task: u64, pid: u32) -> ProcessKey {
-    let leader: u64 = kernel(task, setting!(offsets.task_group_leader));
-    ProcessKey { pid, padding: 0, start_boottime_ns: kernel(leader, setting!(offsets.task_start_boottime)) }
-}
-
-/// The key of the process that runs.
-#[inline(always)]
-pub fn current(pid: u32) -> ProcessKey {
-    key_of(current_task(), pid)
-}
+/// Signals that a broken program raises: ILL, TRAP, ABRT, BUS, FPE, SEGV, SYS.
+const FAULTS: u64 = 1 << 4 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 8 | 1 << 11 | 1 << 31;
+/// Signals that end a process unless it objects: those and HUP, INT, QUIT, KILL, PIPE, ALRM, TERM, XCPU, XFSZ.
+const ENDS: u64 =
+    FAULTS | 1 << 1 | 1 << 2 | 1 << 3 | 1 << 9 | 1 << 13 | 1 << 14 | 1 << 15 | 1 << 24 | 1 << 25;
+const SYS_EXIT: u64 = 60;
+const SYS_EXIT_GROUP: u64 = 231;
 
 #[raw_tracepoint(tracepoint = "sched_process_fork")]
 pub fn process_forked(ctx: RawTracePointContext) -> i32 {
@@ -69,10 +42,10 @@ pub fn process_forked(ctx: RawTracePointContext) -> i32 {
         let _ = WORKERS.insert(child, key, 0);
         emit::urgent(&Life {
             kind: record_kind::FORK,
-            status: 0,
             process: current(parent),
             child: key,
             at_ns: now_ns(),
+            ..Life::default()
         });
     }
     0
@@ -84,16 +57,91 @@ pub fn process_executed(ctx: RawTracePointContext) -> i32 {
     let (pid, _) = ids();
     let at_ns = now_ns();
     if let Some(thread) = THREADS.get_ptr_mut(old_tid) {
-        close_all(thread, old_tid, &Ending { by: ended_by::EXEC, signal: 0, exception: 0, at_ns });
+        close_all(thread, old_tid, &Ending { by: ended_by::EXEC, ..Ending::gone(at_ns) });
         forget(thread, old_tid);
     }
     let _ = EXECUTED.insert(pid, at_ns, 0);
     if WORKERS.get_ptr(pid).is_some() {
         let _ = WORKERS.remove(pid);
-        let key = current(pid);
-        emit::urgent(&Life { kind: record_kind::EXEC, status: 0, process: key, child: key, at_ns });
+        let _ = RESIDENT.remove(pid);
+        let _ = FATES.remove(pid);
+        let process = current(pid);
+        emit::urgent(&Life { kind: record_kind::EXEC, process, at_ns, ..Life::default() });
     }
     0
+}
+
+/// Notes who sends a worker a signal that can end it.
+#[raw_tracepoint(tracepoint = "signal_generate")]
+pub fn signal_sent(ctx: RawTracePointContext) -> i32 {
+    let signal: u32 = ctx.arg::<i32>(0) as u32;
+    if signal > 31 || ENDS >> signal & 1 == 0 {
+        return 0;
+    }
+    let task: u64 = ctx.arg(2);
+    let pid: u32 = kernel(task, setting!(offsets.task_tgid));
+    if WORKERS.get_ptr(pid).is_none() {
+        return 0;
+    }
+    let (sender, _) = ids();
+    if let Some(fate) = fate_of(pid) {
+        // SAFETY: map values live as long as the program.
+        unsafe {
+            (*fate).sent = signal;
+            (*fate).sender = sender;
+            bpf_get_current_comm((&raw mut (*fate).sender_name).cast(), 16);
+        }
+    }
+    0
+}
+
+/// Notes that a fault reaches a worker's handler, or its default.
+#[raw_tracepoint(tracepoint = "signal_deliver")]
+pub fn signal_delivered(ctx: RawTracePointContext) -> i32 {
+    let signal: u32 = ctx.arg::<i32>(0) as u32;
+    if signal > 31 || FAULTS >> signal & 1 == 0 {
+        return 0;
+    }
+    let (pid, tid) = ids();
+    if WORKERS.get_ptr(pid).is_none() {
+        return 0;
+    }
+    let (_, sp) = system_call();
+    if let Some(fate) = fate_of(pid) {
+        // SAFETY: map values live as long as the program.
+        unsafe {
+            (*fate).fault = signal;
+            (*fate).fault_tid = tid;
+            (*fate).fault_sp = sp;
+        }
+    }
+    0
+}
+
+#[inline(always)]
+fn fate_of(pid: u32) -> Option<*mut Fate> {
+    if let Some(fate) = FATES.get_ptr_mut(pid) {
+        return Some(fate);
+    }
+    FATES.insert(pid, Fate::default(), 0).ok()?;
+    FATES.get_ptr_mut(pid)
+}
+
+/// Whether the current thread ends the process from within the handler of a fault: it calls exit deeper on its stack
+/// than where the fault struck. After a recovery (a jump, an exception) it is higher up.
+#[inline(always)]
+fn note_handled(pid: u32, tid: u32) {
+    let Some(fate) = FATES.get_ptr_mut(pid) else { return };
+    // SAFETY: map values live as long as the program.
+    let (fault_tid, fault_sp) = unsafe { ((*fate).fault_tid, (*fate).fault_sp) };
+    if fault_tid != tid || fault_sp == 0 {
+        return;
+    }
+    let (call, sp) = system_call();
+    if (call == SYS_EXIT || call == SYS_EXIT_GROUP) && sp < fault_sp {
+        // SAFETY: as above.
+        unsafe { (*fate).handled = 1 };
+    }
 }
 
 #[raw_tracepoint(tracepoint = "sched_process_exit")]
@@ -113,17 +161,37 @@ pub fn thread_exited(_ctx: RawTracePointContext) -> i32 {
         // SAFETY: two bits, four entries.
         let by = unsafe { core::ptr::read_volatile((&raw const ENDINGS).cast::<u8>().add(case & 3)) };
         let signal = if by == ended_by::SIGNAL { number } else { 0 };
-        close_all(thread, tid, &Ending { by, signal, exception: 0, at_ns });
+        close_all(thread, tid, &Ending { by, signal, ..Ending::gone(at_ns) });
         forget(thread, tid);
     }
+    note_handled(pid, tid);
     if last {
         if setting!(only_targets) == 1 {
             let _ = TARGETS.remove(pid);
         }
+        let process = current(pid);
+        let own_cpu_ns: u64 = kernel(task, setting!(offsets.task_sum_exec_runtime));
+        let gone_cpu_ns: u64 = kernel(signal, setting!(offsets.signal_sum_sched_runtime));
+        let mut life = Life {
+            kind: record_kind::EXIT,
+            status,
+            process,
+            at_ns,
+            cpu_ns: own_cpu_ns.wrapping_add(gone_cpu_ns),
+            peak_pages: kernel(signal, setting!(offsets.signal_maxrss)),
+            ..Life::default()
+        };
+        if let Some(fate) = FATES.get_ptr(pid) {
+            // SAFETY: map values live as long as the program.
+            life.fate = unsafe { *fate };
+            let _ = FATES.remove(pid);
+        }
+        // It may turn out to have been a worker, or be learnt of late.
+        let _ = ENDED.insert(pid, life, 0);
         if WORKERS.get_ptr(pid).is_some() {
             let _ = WORKERS.remove(pid);
-            let key = current(pid);
-            emit::urgent(&Life { kind: record_kind::EXIT, status, process: key, child: key, at_ns });
+            let _ = RESIDENT.remove(pid);
+            emit::urgent(&life);
         }
     }
     0

@@ -6,6 +6,7 @@
 
 use aya_ebpf::{macros::uprobe, programs::ProbeContext};
 use cadscope_common::{
+    open::{Flight, MAX_FLIGHTS, Thread},
     record::{Exception, TYPE_NAME_BYTES, ended_by, record_kind},
     settings::MAX_DEPTH,
 };
@@ -13,8 +14,8 @@ use cadscope_common::{
 use crate::{
     call::{Ending, Left, STACK_SPAN, close_left, cookie_of, ids, now_ns, register, slot_of},
     emit,
-    maps::{Flight, MAX_FLIGHTS, THREADS, Thread, setting},
-    process, user,
+    maps::{THREADS, setting},
+    task, user,
 };
 
 /// `_Unwind_Exception` lies this far behind `exceptionType` in libstdc++'s and libc++abi's `__cxa_exception`.
@@ -185,7 +186,7 @@ fn close_left_by(thread: *mut Thread, pid: u32, tid: u32, header: u64, slot: u64
     let mut record = Exception {
         kind: record_kind::EXCEPTION,
         tid,
-        process: process::current(pid),
+        process: task::current(pid),
         id: at_ns,
         type_name: [0; TYPE_NAME_BYTES],
     };
@@ -196,7 +197,7 @@ fn close_left_by(thread: *mut Thread, pid: u32, tid: u32, header: u64, slot: u64
         }
     }
     emit::quiet(&record);
-    let ending = Ending { by: ended_by::EXCEPTION, signal: 0, exception: at_ns, at_ns };
+    let ending = Ending { by: ended_by::EXCEPTION, exception: at_ns, ..Ending::now(at_ns) };
     close_left(thread, tid, &Left { below: slot + 1, floor, off_signal_stack: 0 }, &ending);
 }
 
@@ -242,12 +243,12 @@ fn jump(ctx: &ProbeContext) -> Option<()> {
     let target = if is_stack_pointer(stored) {
         stored
     } else {
-        let fsbase = process::current_u64(setting!(offsets.task_fsbase));
+        let fsbase = task::current_u64(setting!(offsets.task_fsbase));
         let guard = user::read_u64(fsbase.wrapping_add(POINTER_GUARD))?;
         stored.rotate_right(0x11) ^ guard
     };
     if is_stack_pointer(target) {
-        let ending = Ending { by: ended_by::JUMP, signal: 0, exception: 0, at_ns: now_ns() };
+        let ending = Ending::now(now_ns());
         let left = Left { below: target, floor: floor(thread), off_signal_stack: 1 };
         close_left(thread, tid, &left, &ending);
     }

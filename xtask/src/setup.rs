@@ -155,6 +155,13 @@ const TOOLS: &[Tool] = &[
         source: Source::Debian(&["libgl1"]),
     },
     Tool {
+        name: "Chromium",
+        why: "opens the pages that cadscope writes, as a user's browser would",
+        purpose: Purpose::Test,
+        is_there: || has("chromium"),
+        source: Source::Debian(&["chromium", "fonts-dejavu-core"]),
+    },
+    Tool {
         name: "rustfmt",
         why: "the format is checked",
         purpose: Purpose::Test,

@@ -368,6 +368,10 @@ mod tests {
             signal: 0,
             unread: 0,
             text_len: 0,
+            entry_pages: 0,
+            exit_pages: 0,
+            peak_pages: 0,
+            padding: 0,
             words: [0; WORDS],
             text: [0; TEXT_BYTES],
         }

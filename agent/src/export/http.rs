@@ -101,6 +101,9 @@ pub struct Status {
     pub workers: Vec<WorkerStatus>,
     /// Files with probes, or that could have some.
     pub files: Vec<FileStatus>,
+    /// The last kills because memory ran out, oldest first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub oom_kills: Vec<OomStatus>,
     /// Events and records lost, by reason; zeros are left out.
     pub losses: std::collections::BTreeMap<String, u64>,
 }
@@ -133,8 +136,48 @@ pub struct WorkerStatus {
     pub freecad_version: String,
     /// `""`: not known.
     pub occt_version: String,
+    /// What kind of job it does.
+    pub flow_type: String,
+    /// Its container's id; `""` on a plain host.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub container: String,
+    /// Its pod's namespace.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub namespace: String,
+    /// Its pod.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub pod: String,
     /// Operations received so far.
     pub operations: u64,
+}
+
+/// A worker that the kernel killed because memory ran out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct OomStatus {
+    /// When, seconds since 1970.
+    pub at_seconds: u64,
+    /// Process id on the node.
+    pub pid: u32,
+    /// File name of its program.
+    pub program: String,
+    /// What kind of job it did.
+    pub flow_type: String,
+    /// The operation it was in; `""` if it was in none.
+    pub operation: String,
+    /// What it had resident; 0 if not known.
+    pub resident_bytes: u64,
+    /// The limit of the cgroup that was full; absent if the whole node was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit_bytes: Option<u64>,
+    /// Its pod's namespace.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub namespace: String,
+    /// Its pod.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub pod: String,
+    /// Its container's name.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub container: String,
 }
 
 /// A library or program file.

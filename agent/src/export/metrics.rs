@@ -22,6 +22,7 @@ use prometheus_client::registry::Registry;
 
 use super::exposition::{self, Format};
 use crate::catalog::{Amount, Label, Probe};
+use crate::in_flight::InFlight;
 use crate::operation::{Operation, Value};
 
 /// Upper bounds of the classic duration buckets, seconds: 1 ms, below which no alert cares, to the 10 minutes after which
@@ -80,21 +81,6 @@ pub struct Exemplar<'a> {
     pub span_id: Option<&'a str>,
     /// When the operation ended.
     pub at: SystemTime,
-}
-
-/// Operations of one kind that are open now.
-#[derive(Clone, Debug, PartialEq)]
-pub struct InFlight {
-    /// Label `operation`.
-    pub operation: String,
-    /// Label `freecad_version`.
-    pub freecad_version: String,
-    /// Label `occt_version`.
-    pub occt_version: String,
-    /// How many.
-    pub count: u64,
-    /// Age of the oldest, seconds.
-    pub oldest_seconds: f64,
 }
 
 /// What the agent itself uses.
@@ -558,7 +544,8 @@ impl Metrics {
                 ("occt_version", kind.occt_version.as_str()),
             ];
             self.set(COUNT, "Operations that have begun and not ended.", &labels, kind.count as f64);
-            self.set(OLDEST, "Age of the oldest operation that has not ended.", &labels, kind.oldest_seconds);
+            let oldest = Duration::from_nanos(kind.oldest_ns).as_secs_f64();
+            self.set(OLDEST, "Age of the oldest operation that has not ended.", &labels, oldest);
         }
     }
 
@@ -734,6 +721,8 @@ impl Collector for Batch {
         Ok(())
     }
 }
+
+pub mod workers;
 
 #[cfg(test)]
 mod tests;

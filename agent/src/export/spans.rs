@@ -15,13 +15,14 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use cadscope_common::record::ProcessKey;
-use nix::sys::signal::Signal;
 use opentelemetry::trace::{Event, SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState};
 use opentelemetry::{InstrumentationScope, KeyValue};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
 
 use crate::clock::WallClock;
+use crate::ending::{End, How, Limit, signal_name};
+use crate::flow_type;
 use crate::operation::{Operation, Outcome, Value, Worker};
 
 /// Workers whose resource is remembered; made anew when it is not.
@@ -122,15 +123,14 @@ impl Tracer {
         Some(self.with_resource(worker, with_failure(data, operation)))
     }
 
-    /// The root span of a worker, or none if its trace is not sampled. `status` is as `wait` reports it; `None`: its
-    /// end was not seen.
+    /// The root span of a worker, or none if its trace is not sampled. Without an end it still runs.
     #[must_use]
     pub fn worker(
         &mut self,
         worker: &Worker,
         started_ns: u64,
         ended_ns: u64,
-        status: Option<u32>,
+        end: Option<&End>,
     ) -> Option<Span> {
         let place = self.place(worker);
         if !place.sampled {
@@ -146,8 +146,8 @@ impl Tracer {
         data.attributes.push(KeyValue::new("process.pid", i64::from(worker.process.pid)));
         data.attributes.push(KeyValue::new("process.executable.name", worker.program.clone()));
         data.attributes.extend(of_worker(worker));
-        if let Some(status) = status {
-            ended(&mut data, status);
+        if let Some(end) = end {
+            ended(&mut data, end);
         }
         let span = self.with_resource(worker, data);
         self.resources.remove(&worker.process);
@@ -254,6 +254,19 @@ fn resource_of(worker: &Worker, machine: &Machine) -> Resource {
         KeyValue::new("telemetry.distro.name", "cadscope"),
         KeyValue::new("telemetry.distro.version", env!("CARGO_PKG_VERSION")),
     ];
+    let container = &worker.container;
+    let of_container = [
+        ("container.id", &container.id),
+        ("container.runtime.name", &container.runtime),
+        ("k8s.namespace.name", &container.namespace),
+        ("k8s.pod.name", &container.pod),
+        ("k8s.pod.uid", &container.pod_uid),
+        // A container that podman or Docker named is in no pod.
+        (if container.pod.is_empty() { "container.name" } else { "k8s.container.name" }, &container.name),
+    ];
+    let of_container = of_container.into_iter().filter(|(_, value)| !value.is_empty());
+    let of_container = of_container.map(|(name, value)| KeyValue::new(name, value.clone()));
+    let observed = observed.into_iter().chain(of_container);
     Resource::builder_empty().with_attributes(observed).with_attributes(machine.attributes.clone()).build()
 }
 
@@ -264,10 +277,10 @@ fn of_worker(worker: &Worker) -> impl Iterator<Item = KeyValue> {
         ("occt.version", &worker.occt_version),
         ("cad.job.id", &worker.job.id),
         ("cad.request.id", &worker.job.request_id),
-        ("cad.flow_type", &worker.job.flow_type),
+        ("cad.flow_type", &worker.flow_type),
     ]
     .into_iter()
-    .filter(|(_, value)| !value.is_empty())
+    .filter(|(_, value)| !value.is_empty() && *value != flow_type::UNKNOWN)
     .map(|(name, value)| KeyValue::new(name, value.clone()))
 }
 
@@ -280,9 +293,23 @@ fn attributes_of(operation: &Operation) -> Vec<KeyValue> {
         KeyValue::new("cad.outcome", operation.outcome.as_str()),
     ];
     if !function.is_empty() {
-        attributes.push(KeyValue::new("code.function.name", function));
+        attributes.push(KeyValue::new("cad.function", function.clone()));
+    }
+    // The line of the job where it is known, else what ran.
+    match &operation.source {
+        Some(source) => attributes.extend([
+            KeyValue::new("code.file.path", source.at.file.clone()),
+            KeyValue::new("code.line.number", i64::from(source.at.line)),
+            KeyValue::new("code.function.name", source.at.function.clone()),
+            KeyValue::new("code.stacktrace", source.to_string()),
+        ]),
+        None if function.is_empty() => {}
+        None => attributes.push(KeyValue::new("code.function.name", function)),
     }
     attributes.extend(of_worker(&operation.worker));
+    if let Some(memory) = &operation.memory {
+        attributes.push(KeyValue::new("cad.memory.growth", to_int(memory.growth_bytes())));
+    }
     for (name, value) in probe.attribute_values(&operation.values, operation.outcome) {
         attributes.push(match value {
             Value::Int(number) => KeyValue::new(name.to_owned(), number),
@@ -306,7 +333,7 @@ fn with_failure(mut data: SpanData, operation: &Operation) -> SpanData {
         }
         Outcome::Killed => match operation.signal {
             Some(signal) => {
-                let name = signal_name(i32::from(signal));
+                let name = signal_name(Some(signal));
                 (name.as_str().into(), format!("its process was killed by {name}"))
             }
             None => (operation.ended_by.into(), "its thread or process ended inside it".to_owned()),
@@ -318,30 +345,47 @@ fn with_failure(mut data: SpanData, operation: &Operation) -> SpanData {
 }
 
 /// Adds how a process ended.
-fn ended(data: &mut SpanData, status: u32) {
-    let code = i64::from(status >> 8 & 0xff);
-    match i32::try_from(status & 0x7f) {
-        Ok(signal) if signal != 0 => {
-            let name = signal_name(signal);
-            let attributes = vec![KeyValue::new("cad.signal", name.clone())];
-            data.events.events.push(Event::new("process.killed", data.end_time, attributes, 0));
-            data.status = Status::error(format!("killed by {name}"));
-            data.attributes.push(KeyValue::new("error.type", name));
+fn ended(data: &mut SpanData, end: &End) {
+    let (at, signal) = (data.end_time, end.signal.map(|signal| signal_name(Some(signal))));
+    let mut event = |name, attributes| data.events.events.push(Event::new(name, at, attributes, 0));
+    if let Some(oom) = &end.oom {
+        let resident = KeyValue::new("cad.memory.resident", to_int(oom.resident_bytes));
+        let mut attributes = vec![resident, KeyValue::new("cad.operation", oom.operation.clone())];
+        if let Limit::Cgroup { bytes, .. } = oom.limit {
+            attributes.push(KeyValue::new("cad.memory.limit", to_int(bytes)));
         }
-        _ => {
-            let attributes = vec![KeyValue::new("process.exit.code", code)];
-            data.events.events.push(Event::new("process.exited", data.end_time, attributes, 0));
-            data.attributes.push(KeyValue::new("process.exit.code", code));
-            if code != 0 {
-                data.status = Status::error(format!("exit status {code}"));
-                data.attributes.push(KeyValue::new("error.type", code.to_string()));
-            }
+        event("oom_kill", attributes);
+    }
+    let code = end.code.map(|code| KeyValue::new("process.exit.code", i64::from(code)));
+    let named = signal.clone().map(|name| KeyValue::new("cad.signal", name));
+    let sender = end.sender.as_ref().map(|(_, name)| KeyValue::new("cad.signal.sender", name.clone()));
+    if end.code.is_some() || end.signal.is_some() {
+        event("process.end", code.iter().chain(&named).chain(&sender).cloned().collect());
+    }
+    data.attributes.extend(code);
+    data.attributes.extend(end.peak_bytes.map(|bytes| KeyValue::new("cad.memory.peak", to_int(bytes))));
+    let Some((kind, description)) = failure(end, signal) else { return };
+    data.attributes.push(KeyValue::new("error.type", kind));
+    data.status = Status::error(description);
+}
+
+/// `error.type` and description of an end that is none to wish for.
+fn failure(end: &End, signal: Option<String>) -> Option<(String, String)> {
+    let signal = signal.unwrap_or_default();
+    match (end.how, end.code) {
+        (How::Success | How::Replaced | How::Unseen, _) => None,
+        (How::OutOfMemory, _) => Some(("oom".to_owned(), "killed: out of memory".to_owned())),
+        (How::Crash, _) => Some((signal.clone(), format!("crashed: {signal}"))),
+        (How::Killed, _) => Some((signal.clone(), format!("killed by {signal}"))),
+        (How::Failure, Some(0) | None) => {
+            Some(("exception".to_owned(), "its script raised an exception".to_owned()))
         }
+        (How::Failure, Some(code)) => Some((code.to_string(), format!("exit status {code}"))),
     }
 }
 
-fn signal_name(signal: i32) -> String {
-    Signal::try_from(signal).map_or_else(|_| format!("signal {signal}"), |signal| signal.as_str().to_owned())
+fn to_int(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

@@ -36,8 +36,8 @@ impl Traces {
         let Some((tracer, otlp)) = &mut self.0 else { return };
         let span = match observation {
             Observation::Operation(operation) => tracer.operation(operation),
-            Observation::Ended { worker, started_ns, ended_ns, status } => {
-                tracer.worker(worker, *started_ns, *ended_ns, *status)
+            Observation::Ended { worker, started_ns, ended_ns, end, .. } => {
+                tracer.worker(worker, *started_ns, *ended_ns, Some(end))
             }
             _ => None,
         };

@@ -1,7 +1,7 @@
 //! Turns the running kernel's BTF into the offsets that the BPF programs read at.
 
 use btf_rs::{Btf, BtfType, Struct, Type};
-use cadscope_common::settings::KernelOffsets;
+use cadscope_common::settings::{ABSENT, KernelOffsets};
 
 /// Why an offset is not known.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +26,9 @@ pub struct KernelFacts {
     pub offsets: KernelOffsets,
     /// Whether it has uprobe_multi links (Linux 6.6): its BTF names their type.
     pub has_uprobe_multi: bool,
+    /// Whether `mmap_lock_start_locking` costs nothing but its program: before Linux 6.14 it formats the path of the
+    /// cgroup at each page fault.
+    pub has_cheap_mmap_lock: bool,
 }
 
 /// Reads the BTF in `path` (`/sys/kernel/btf/vmlinux`).
@@ -38,7 +41,12 @@ pub fn read(path: &str) -> Result<KernelFacts, OffsetError> {
     let bytes = std::fs::read(path).map_err(|error| no_btf(error.to_string()))?;
     let btf = Btf::from_bytes(&bytes).map_err(|error| no_btf(error.to_string()))?;
     let multi = btf.resolve_ids_by_name("bpf_uprobe_multi_link");
-    Ok(KernelFacts { offsets: offsets(&btf)?, has_uprobe_multi: multi.is_ok_and(|ids| !ids.is_empty()) })
+    Ok(KernelFacts {
+        offsets: offsets(&btf)?,
+        has_uprobe_multi: multi.is_ok_and(|ids| !ids.is_empty()),
+        // The context pointer, the mm and whether it is a writer.
+        has_cheap_mmap_lock: arguments(&btf, "btf_trace_mmap_lock_start_locking") == Some(3),
+    })
 }
 
 fn offsets(btf: &Btf) -> Result<KernelOffsets, OffsetError> {
@@ -56,19 +64,75 @@ fn offsets(btf: &Btf) -> Result<KernelOffsets, OffsetError> {
         signal_live: of("signal_struct", &["live"])?,
         signal_group_exit_code: of("signal_struct", &["group_exit_code"])?,
         signal_flags: of("signal_struct", &["flags"])?,
+        signal_maxrss: of("signal_struct", &["maxrss"])?,
+        signal_sum_sched_runtime: of("signal_struct", &["sum_sched_runtime"])?,
+        task_sum_exec_runtime: of("task_struct", &["se", "sum_exec_runtime"])?,
+        task_mm: of("task_struct", &["mm"])?,
+        task_rss_stat: of("task_struct", &["rss_stat", "count"]).unwrap_or(ABSENT),
+        mm_rss_stat: of("mm_struct", &["rss_stat"])?,
+        mm_hiwater_rss: of("mm_struct", &["hiwater_rss"])?,
+        array_pptrs: of("bpf_array", &["pptrs"])?,
+        task_cgroups: of("task_struct", &["cgroups"]).unwrap_or(ABSENT),
+        counter_usage: of("page_counter", &["usage"]).unwrap_or(ABSENT),
+        counter_max: of("page_counter", &["max"]).unwrap_or(ABSENT),
+        counter_parent: of("page_counter", &["parent"]).unwrap_or(ABSENT),
+        ..counters(btf)?
+    })
+}
+
+/// What differs between kernels: how resident pages are counted, and where the memory cgroup stands.
+fn counters(btf: &Btf) -> Result<KernelOffsets, OffsetError> {
+    let of = |structure: &str, path: &[&str]| offset_of(btf, structure, path);
+    let mm = structure(btf, "mm_struct").ok_or_else(|| OffsetError::Missing("mm_struct".to_owned()))?;
+    let per_cpu = member(btf, &mm, "rss_stat", 0).is_some_and(|(_, inner)| inner.is_none());
+    let memory = memory_cgroup_id(btf)
+        .and_then(|id| Some(of("css_set", &["subsys"]).ok()?.saturating_add(id.saturating_mul(8))));
+    let counter = structure(btf, "percpu_counter");
+    Ok(KernelOffsets {
+        percpu_count: if per_cpu { of("percpu_counter", &["count"])? } else { ABSENT },
+        percpu_counters: if per_cpu { of("percpu_counter", &["counters"])? } else { 0 },
+        percpu_size: counter.and_then(|counter| u32::try_from(counter.size()).ok()).unwrap_or(0),
+        cgroups_memory: memory.unwrap_or(ABSENT),
+        memcg_memory: of("mem_cgroup", &["memory"]).unwrap_or(ABSENT),
+        ..KernelOffsets::ZERO
+    })
+}
+
+fn memory_cgroup_id(btf: &Btf) -> Option<u32> {
+    btf.resolve_types_by_name("cgroup_subsys_id").ok()?.into_iter().find_map(|found| {
+        let Type::Enum(found) = found else { return None };
+        let memory = found
+            .members
+            .iter()
+            .find(|member| btf.resolve_name(*member).is_ok_and(|name| name == "memory_cgrp_id"))?;
+        Some(memory.val())
+    })
+}
+
+/// How many arguments the function behind a type name has.
+fn arguments(btf: &Btf, name: &str) -> Option<usize> {
+    let mut found = btf.resolve_types_by_name(name).ok()?.into_iter().next()?;
+    for _ in 0..4 {
+        found = match found {
+            Type::Typedef(link) => btf.resolve_chained_type(&link).ok()?,
+            Type::Ptr(link) => btf.resolve_chained_type(&link).ok()?,
+            Type::FuncProto(function) => return Some(function.parameters.len()),
+            _ => return None,
+        };
+    }
+    None
+}
+
+fn structure(btf: &Btf, name: &str) -> Option<Struct> {
+    btf.resolve_types_by_name(name).ok()?.into_iter().find_map(|found| match found {
+        Type::Struct(found) if !found.members.is_empty() => Some(found),
+        _ => None,
     })
 }
 
 fn offset_of(btf: &Btf, structure: &str, path: &[&str]) -> Result<u32, OffsetError> {
     let missing = || OffsetError::Missing(format!("{structure}::{}", path.join(".")));
-    let types = btf.resolve_types_by_name(structure).map_err(|_| missing())?;
-    let mut current = types
-        .into_iter()
-        .find_map(|found| match found {
-            Type::Struct(found) if !found.members.is_empty() => Some(found),
-            _ => None,
-        })
-        .ok_or_else(missing)?;
+    let mut current = self::structure(btf, structure).ok_or_else(missing)?;
     let mut bits = 0;
     for (index, name) in path.iter().enumerate() {
         let (offset, inner) = member(btf, &current, name, 0).ok_or_else(missing)?;

@@ -1,7 +1,8 @@
 //! Turns bytes into kernel records and back. Its `unsafe` is the reinterpretation of plain bytes, nothing else.
 
+use cadscope_common::open::{Capture, Thread};
 use cadscope_common::probe::ProbeProgram;
-use cadscope_common::record::{Exception, Life, Operation, ProcessKey};
+use cadscope_common::record::{Exception, Life, Operation, OutOfMemory, ProcessKey, Resident};
 use cadscope_common::settings::Settings;
 
 /// A type that is valid for every bit pattern and has no implicit padding.
@@ -18,7 +19,18 @@ macro_rules! plain {
         )+
     };
 }
-plain!(ProbeProgram, ProcessKey, Operation, Exception, Life, Settings);
+plain!(
+    Capture,
+    Thread,
+    ProbeProgram,
+    ProcessKey,
+    Operation,
+    Exception,
+    Life,
+    Resident,
+    OutOfMemory,
+    Settings
+);
 
 /// A plain value as aya's maps take it.
 #[derive(Clone, Copy, Debug)]

@@ -6,6 +6,7 @@ use serde_json::{Value as Json, json};
 
 use super::{Skipped, TraceReport, WorkerReport, title};
 use crate::operation::{Operation, Value};
+use crate::python::{Frame, Source};
 
 /// The report as one object.
 #[must_use]
@@ -55,7 +56,13 @@ fn operation(operation: &Operation) -> Json {
         "exception": operation.exception.as_deref(),
         "signal": operation.signal,
         "values": values,
+        "source": operation.source.as_deref().map(source),
     })
+}
+
+fn source(source: &Source) -> Json {
+    let frame = |frame: &Frame| json!({ "file": frame.file, "line": frame.line, "function": frame.function });
+    json!({ "at": frame(&source.at), "stack": source.stack.iter().map(frame).collect::<Vec<_>>() })
 }
 
 fn skipped(skipped: &Skipped) -> Json {
@@ -67,6 +74,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::memory::Memory;
     use crate::operation::Outcome;
     use crate::samples;
     use crate::view::Exit;
@@ -75,6 +83,7 @@ mod tests {
     fn a_report_has_the_documented_form() {
         let (probe, worker) = (Arc::new(samples::boolean()), samples::worker(7, "freecadcmd"));
         let mut failed = samples::operation(&probe, &worker, 1.0, 2.5);
+        failed.memory = Some(Memory { entry_bytes: 100, exit_bytes: None, peak_bytes: 300 });
         failed.values = [samples::int("operation", 2), samples::text("object", "Cut \u{1b}[2J")].into();
         failed.outcome = Outcome::Exception;
         failed.ended_by = "exception";
@@ -83,10 +92,10 @@ mod tests {
         let report = TraceReport {
             command: vec!["freecadcmd".to_owned(), "job.py".to_owned()],
             workers: vec![WorkerReport {
-                worker,
                 started_ns: 1,
                 ended_ns: 9,
                 exit: Some(Exit { code: Some(1), signal: None }),
+                ..WorkerReport::new(worker)
             }],
             operations: vec![failed],
             losses: [("ring_full".to_owned(), 3)].into(),
@@ -107,7 +116,7 @@ mod tests {
                 "pid": 7, "tid": 7, "start_ns": 1_000_000, "end_ns": 2_500_000, "parent_start_ns": 5, "depth": 0,
                 "probe": "bool.api_build", "name": "boolean 2", "outcome": "exception", "ended_by": "exception",
                 "exception": "Standard_Failure", "signal": null,
-                "values": {"operation": 2, "object": "Cut \u{1b}[2J"},
+                "values": {"operation": 2, "object": "Cut \u{1b}[2J"}, "source": null,
             }],
             "losses": {"ring_full": 3},
             "skipped": [{"file": "/l.so", "probe": "p", "reason": "r"}],

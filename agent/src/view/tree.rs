@@ -3,16 +3,13 @@
 //! Bars share one scale, from the first start to the last end of the whole report, so workers that ran side by side are
 //! seen side by side. Rows are not wider than asked; names are cleaned of what could steer a terminal.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt::Write;
-
-use cadscope_common::record::ProcessKey;
-use nix::sys::signal::Signal;
 
 use super::bar::{self, Canvas};
 use super::forest::{self, Node, Row, duration_ns};
 use super::text::{clean, duration, duration_cell, fit, left, right, width};
-use super::{Exit, TraceReport, WorkerReport, kind, title, totals};
+use super::{Exit, TraceReport, WorkerReport, by_worker, ending, exit_text, kind, title, totals};
 use crate::operation::{Operation, Outcome, Worker};
 
 /// How to draw.
@@ -55,32 +52,6 @@ pub fn render_tree(report: &TraceReport, options: &TreeOptions) -> String {
         page.out.push_str("no worker was seen\n");
     }
     page.out
-}
-
-/// The workers with their operations nested; one that has only operations gets a life from them.
-fn by_worker(report: &TraceReport) -> Vec<(WorkerReport, Vec<Node<'_>>)> {
-    let mut operations: HashMap<ProcessKey, Vec<&Operation>> = HashMap::new();
-    for operation in &report.operations {
-        operations.entry(operation.worker.process).or_default().push(operation);
-    }
-    let mut workers: Vec<_> = report
-        .workers
-        .iter()
-        .map(|worker| {
-            (worker.clone(), forest::nest(&operations.remove(&worker.worker.process).unwrap_or_default()))
-        })
-        .collect();
-    let mut unknown: Vec<_> = operations.into_iter().collect();
-    unknown.sort_by_key(|(process, _)| *process);
-    for (_, operations) in unknown {
-        if let Some(first) = operations.first() {
-            let started_ns = operations.iter().map(|operation| operation.start_ns).min().unwrap_or_default();
-            let ended_ns = operations.iter().map(|operation| operation.end_ns).max().unwrap_or_default();
-            let worker = WorkerReport { worker: first.worker.clone(), started_ns, ended_ns, exit: None };
-            workers.push((worker, forest::nest(&operations)));
-        }
-    }
-    workers
 }
 
 /// Columns of a start or a duration.
@@ -202,14 +173,13 @@ impl Page {
         let life = report.ended_ns.saturating_sub(report.started_ns);
         let _ = write!(facts, "{separator}{}{separator}", self.duration(life));
         self.out.push_str(&facts);
-        let (style, exit) = match report.exit {
-            None => (Style::Dim, "still running".to_owned()),
-            Some(Exit { signal: Some(signal), .. }) => {
-                (Style::Killed, format!("killed by {}", signal_name(signal)))
-            }
-            Some(Exit { code: Some(0), .. }) => (Style::Good, "exit 0".to_owned()),
-            Some(Exit { code: Some(code), .. }) => (Style::Bad, format!("exit {code}")),
-            Some(Exit { code: None, signal: None }) => (Style::Plain, "ended".to_owned()),
+        let exit = exit_text(report.exit);
+        let style = match report.exit {
+            None => Style::Dim,
+            Some(Exit { signal: Some(_), .. }) => Style::Killed,
+            Some(Exit { code: Some(0), .. }) => Style::Good,
+            Some(Exit { code: Some(_), .. }) => Style::Bad,
+            Some(Exit { code: None, signal: None }) => Style::Plain,
         };
         self.paint(style, &exit);
         self.out.push('\n');
@@ -253,7 +223,12 @@ impl Page {
             Row::One(node) => {
                 let name = clean(&title(operation), self.options.ascii);
                 let orphan = if node.orphan { self.glyph("⋯ ", "... ") } else { "" };
-                (format!("{orphan}{name}"), self.ending(operation), duration_ns(operation), operation.end_ns)
+                (
+                    format!("{orphan}{name}{}", self.line(operation)),
+                    self.ending(operation),
+                    duration_ns(operation),
+                    operation.end_ns,
+                )
             }
             Row::Folded(nodes) => self.folded(nodes),
         };
@@ -298,23 +273,17 @@ impl Page {
         self.end_line();
     }
 
+    /// The line of the job that called it: the name of the file says enough here.
+    fn line(&self, operation: &Operation) -> String {
+        let Some(source) = &operation.source else { return String::new() };
+        let file = source.at.file.rsplit('/').next().unwrap_or_default();
+        clean(&format!("  {file}:{}", source.at.line), self.options.ascii)
+    }
+
     /// Why it did not end well.
     fn ending(&self, operation: &Operation) -> String {
-        match operation.outcome {
-            Outcome::Ok => String::new(),
-            Outcome::Exception => {
-                let exception = operation.exception.as_deref().unwrap_or("exception");
-                format!(": {}", clean(exception, self.options.ascii))
-            }
-            Outcome::Error if operation.ended_by == "jump" => ": left by a jump".to_owned(),
-            Outcome::Error => ": failed".to_owned(),
-            Outcome::Killed => match (operation.signal, operation.ended_by) {
-                (Some(signal), _) => format!(": killed by {}", signal_name(signal)),
-                (None, "thread_exit") => ": its thread ended".to_owned(),
-                (None, "exec") => ": replaced by exec".to_owned(),
-                (None, _) => ": its process ended".to_owned(),
-            },
-        }
+        let ending = ending(operation);
+        if ending.is_empty() { ending } else { format!(": {}", clean(&ending, self.options.ascii)) }
     }
 
     /// Name, failures, total and end of several rows as one.
@@ -418,11 +387,6 @@ impl Page {
 
 /// Kinds of operations in the table.
 const KINDS: usize = 40;
-
-fn signal_name(signal: u8) -> String {
-    Signal::try_from(i32::from(signal))
-        .map_or_else(|_| format!("signal {signal}"), |signal| signal.as_str().to_owned())
-}
 
 #[cfg(test)]
 mod tests;

@@ -262,7 +262,7 @@ fn a_gauge_that_is_not_set_again_is_zero() {
         freecad_version: String::new(),
         occt_version: "7.8.1".to_owned(),
         count: 2,
-        oldest_seconds: 61.5,
+        oldest_ns: 61_500_000_000,
     };
     metrics.in_flight(std::slice::from_ref(&open));
     let labels = r#"{freecad_version="",occt_version="7.8.1",operation="cut"}"#;

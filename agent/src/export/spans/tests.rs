@@ -2,8 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use cadscope_common::record::Fate;
+
 use super::*;
+use crate::ending::OutOfMemory;
 use crate::job::{Job, Variables};
+use crate::python::{Frame, Source};
 use crate::samples;
 
 const PARENT: &[u8] =
@@ -22,7 +26,11 @@ fn tracer(min_ms: u64, ratio: f64) -> Tracer {
 
 fn worker(pid: u32, environ: &[u8]) -> Arc<Worker> {
     let job = Arc::new(Job::from_environ(environ, &Variables::default()));
-    Arc::new(Worker { job, ..(*samples::worker(pid, "freecadcmd")).clone() })
+    Arc::new(Worker {
+        flow_type: job.flow_type.clone(),
+        job,
+        ..(*samples::worker(pid, "freecadcmd")).clone()
+    })
 }
 
 fn boolean(worker: &Arc<Worker>, start_ms: f64, end_ms: f64) -> Operation {
@@ -47,7 +55,7 @@ fn a_worker_in_a_trace_is_a_child_of_the_span_that_started_it() {
     let inner = Operation { parent_start_ns: Some(1_000_000), depth: 1, ..boolean(&worker, 1.5, 1.75) };
     let inner = tracer.operation(&inner).unwrap();
     let outer = tracer.operation(&boolean(&worker, 1.0, 2.0)).unwrap();
-    let root = tracer.worker(&worker, 500_000, 9_000_000, Some(0)).unwrap();
+    let root = tracer.worker(&worker, 500_000, 9_000_000, None).unwrap();
     let trace = "0af7651916cd43dd8448eb211c80319c";
     for span in [&inner, &outer, &root] {
         assert_eq!(span.data.span_context.trace_id().to_string(), trace);
@@ -122,6 +130,7 @@ fn an_operation_says_what_it_was() {
             "thread.id=7",
             "cad.probe=bool.api_build",
             "cad.outcome=ok",
+            "cad.function=BRepAlgoAPI_BooleanOperation::Build",
             "code.function.name=BRepAlgoAPI_BooleanOperation::Build",
             "freecad.version=1.0.2",
             "occt.version=7.8.1",
@@ -145,6 +154,35 @@ fn an_operation_says_what_it_was() {
         "deployment.environment.name=test",
     ] {
         assert!(resource.iter().any(|attribute| attribute == wanted), "{wanted} in {resource:?}");
+    }
+}
+
+#[test]
+fn a_slow_operation_names_the_line_of_the_job() {
+    let (mut tracer, worker) = (tracer(0, 1.0), worker(7, b""));
+    let frame = |file: &str, line, function: &str| Frame {
+        file: file.to_owned(),
+        line,
+        function: function.to_owned(),
+    };
+    let stack = vec![
+        frame("/usr/lib/python3/dist-packages/cq.py", 9, "cut"),
+        frame("/jobs/gear.py", 12, "Gear.teeth"),
+    ];
+    let source = Source::new(stack).map(Arc::new);
+    let span = tracer.operation(&Operation { source, ..boolean(&worker, 1.0, 2.0) }).unwrap();
+    for (name, value) in [
+        ("code.file.path", "/jobs/gear.py"),
+        ("code.line.number", "12"),
+        ("code.function.name", "Gear.teeth"),
+        ("cad.function", "BRepAlgoAPI_BooleanOperation::Build"),
+        (
+            "code.stacktrace",
+            "Traceback (most recent call last):\n  File \"/jobs/gear.py\", line 12, in Gear.teeth\n  \
+             File \"/usr/lib/python3/dist-packages/cq.py\", line 9, in cut",
+        ),
+    ] {
+        assert_eq!(attribute(&span, name).as_deref(), Some(value));
     }
 }
 
@@ -176,18 +214,63 @@ fn failures_are_the_status_and_an_exception_an_event() {
 #[test]
 fn the_root_says_how_its_process_ended() {
     let (mut tracer, worker) = (tracer(0, 1.0), worker(7, b""));
-    let mut end = |status| tracer.worker(&worker, 0, 1_000, status).unwrap();
-    let fine = end(Some(0));
+    let mut end = |end: End| tracer.worker(&worker, 0, 1_000, Some(&end)).unwrap();
+    let exit = |status, failed, oom| End::of_exit(status, &Fate::default(), failed, oom);
+    let fine = end(exit(0, false, None));
     assert_eq!(fine.data.status, Status::Unset);
     assert_eq!(attribute(&fine, "process.exit.code").as_deref(), Some("0"));
-    let failed = end(Some(3 << 8));
+    let failed = end(exit(3 << 8, false, None));
     assert_eq!(failed.data.status, Status::error("exit status 3"));
     assert_eq!(attribute(&failed, "error.type").as_deref(), Some("3"));
-    let killed = end(Some(11));
-    assert_eq!(killed.data.status, Status::error("killed by SIGSEGV"));
-    assert_eq!(killed.data.events.events[0].name, "process.killed");
-    let unseen = end(None);
-    assert!(attribute(&unseen, "process.exit.code").is_none() && unseen.data.events.events.is_empty());
+    let raised = end(exit(0, true, None));
+    assert_eq!(raised.data.status, Status::error("its script raised an exception"));
+    let crashed = end(exit(11, false, None));
+    assert_eq!(crashed.data.status, Status::error("crashed: SIGSEGV"));
+    assert_eq!(crashed.data.events.events[0].name, "process.end");
+    assert_eq!(crashed.data.events.events[0].attributes, [KeyValue::new("cad.signal", "SIGSEGV")]);
+    let unseen = end(End::without_exit(How::Unseen));
+    assert!(unseen.data.status == Status::Unset && unseen.data.events.events.is_empty());
+}
+
+#[test]
+fn memory_that_ran_out_is_an_event_of_the_root() {
+    let (mut tracer, worker) = (tracer(0, 1.0), worker(7, b""));
+    let oom = OutOfMemory {
+        at_ns: 900,
+        resident_bytes: 4096,
+        limit: Limit::Cgroup { level: 0, bytes: 8192 },
+        operation: "boolean".to_owned(),
+    };
+    let end = End::of_exit(9, &Fate::default(), false, Some(oom));
+    let root = tracer.worker(&worker, 0, 1_000, Some(&end)).unwrap();
+    assert_eq!(root.data.status, Status::error("killed: out of memory"));
+    assert_eq!(attribute(&root, "error.type").as_deref(), Some("oom"));
+    let event = &root.data.events.events[0];
+    assert_eq!(event.name, "oom_kill");
+    let operation = KeyValue::new("cad.operation", "boolean");
+    assert!(
+        event.attributes.contains(&operation)
+            && event.attributes.contains(&KeyValue::new("cad.memory.limit", 8192))
+    );
+}
+
+#[test]
+fn a_pod_is_named_in_the_resource() {
+    let mut tracer = tracer(0, 1.0);
+    let container = crate::container::Container {
+        id: "ab".repeat(32),
+        namespace: "cad".to_owned(),
+        pod: "worker-1".to_owned(),
+        name: "freecad".to_owned(),
+        ..crate::container::Container::default()
+    };
+    let worker = Worker { container: Arc::new(container), ..(*worker(7, b"")).clone() };
+    let span = tracer.worker(&worker, 0, 1, None).unwrap();
+    let value = |name: &'static str| span.resource.get(&name.into()).map(|value| value.as_str().into_owned());
+    assert_eq!(value("k8s.pod.name").as_deref(), Some("worker-1"));
+    assert_eq!(value("k8s.container.name").as_deref(), Some("freecad"));
+    assert_eq!(value("container.id"), Some("ab".repeat(32)));
+    assert_eq!(value("k8s.pod.uid"), None);
 }
 
 #[test]

@@ -18,10 +18,9 @@ impl Build {
     fn new(pid: u32, wall_ms: u64) -> Self {
         let worker = samples::worker(pid, "freecadcmd");
         let life = WorkerReport {
-            worker: worker.clone(),
-            started_ns: 0,
             ended_ns: wall_ms * 1_000_000,
             exit: Some(Exit { code: Some(0), signal: None }),
+            ..WorkerReport::new(worker.clone())
         };
         Self { report: TraceReport { workers: vec![life], ..TraceReport::default() }, worker }
     }

@@ -1,0 +1,181 @@
+//! Turns observations into metrics and log lines.
+
+use std::collections::VecDeque;
+use std::time::SystemTime;
+
+use tracing::{debug, info, warn};
+
+use crate::discover;
+use crate::ending::{End, How, Limit, OutOfMemory, signal_name};
+use crate::export::http::OomStatus;
+use crate::export::metrics::Metrics;
+use crate::export::metrics::workers::WorkerLabels;
+use crate::export::traces::Traces;
+use crate::flow::Flows;
+use crate::group::Groups;
+use crate::observe::{Observation, Observer, now_ns};
+use crate::operation::Worker;
+use crate::usage::Usages;
+
+/// Kills that `/status` shows.
+const MAX_OOM_KILLS: usize = 100;
+
+/// Where observations go.
+pub(super) struct Feed<'a> {
+    metrics: &'a Metrics,
+    pod_labels: bool,
+    groups: Groups,
+    flows: Flows,
+    usages: Usages,
+    oom_kills: VecDeque<OomStatus>,
+    traces: Traces,
+}
+
+impl<'a> Feed<'a> {
+    pub(super) fn new(metrics: &'a Metrics, pod_labels: bool, traces: Traces) -> Self {
+        Self {
+            metrics,
+            pod_labels,
+            groups: Groups::default(),
+            flows: Flows::new(boottime_ns()),
+            usages: Usages::default(),
+            oom_kills: VecDeque::new(),
+            traces,
+        }
+    }
+
+    pub(super) fn take(&mut self, observation: &Observation) {
+        let metrics = self.metrics;
+        let traces = &mut self.traces;
+        traces.see(observation);
+        self.flows.see(observation, now_ns(), |step| metrics.flow(&step));
+        match observation {
+            Observation::Operation(operation) => {
+                self.groups.push((**operation).clone(), |operation, nested| {
+                    traces.record(metrics, &operation, nested);
+                });
+            }
+            Observation::Started(worker) => {
+                metrics.worker_seen();
+                debug!(pid = worker.process.pid, program = worker.program, "worker");
+            }
+            Observation::Renewed(_) => {}
+            Observation::Ended { worker, end, .. } => {
+                let pid = worker.process.pid;
+                self.groups.end(pid, |operation, nested| traces.record(metrics, &operation, nested));
+                self.ended(worker, end);
+            }
+            Observation::Ready(latency) => metrics.attach_latency(*latency),
+            Observation::Missed { path, reason, error } => {
+                metrics.worker_missed(reason);
+                // Most processes that are gone at once are no CAD workers: counted, but no news.
+                if *reason == "process_gone" {
+                    debug!(path, "a process was gone before its file could be looked at");
+                } else {
+                    warn!(path, reason, error, "a file could not be observed");
+                }
+            }
+            Observation::Dropped(reason) => metrics.records_dropped(reason, 1),
+        }
+    }
+
+    fn ended(&mut self, worker: &Worker, end: &End) {
+        let pid = worker.process.pid;
+        let labels = WorkerLabels::new(worker, self.pod_labels);
+        let cpu = self.usages.end(pid, labels.clone(), end.cpu_ns, now_ns());
+        self.metrics.worker_cpu(&labels, cpu);
+        if let Some(oom) = &end.oom {
+            self.metrics.oom_kill(&labels, oom);
+            self.note_oom(worker, oom);
+        }
+        let (program, code, signal) = (&worker.program, end.code, signal_name(end.signal));
+        match end.how {
+            How::Killed | How::Crash => {
+                let sender = end.sender.as_ref().map(|(pid, name)| format!("{name} ({pid})"));
+                let core_dump = end.core_dump;
+                info!(pid, program, code, signal, sender, core_dump, "worker ended: {:?}", end.how);
+            }
+            _ => debug!(pid, program, code, signal, "worker ended: {:?}", end.how),
+        }
+    }
+
+    fn note_oom(&mut self, worker: &Worker, oom: &OutOfMemory) {
+        let limit_bytes = match oom.limit {
+            Limit::Cgroup { bytes, .. } => Some(bytes),
+            Limit::Node => None,
+        };
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let container = &worker.container;
+        let kill = OomStatus {
+            at_seconds: now.as_secs(),
+            pid: worker.process.pid,
+            program: worker.program.clone(),
+            flow_type: worker.flow_type.clone(),
+            operation: oom.operation.clone(),
+            resident_bytes: oom.resident_bytes,
+            limit_bytes,
+            namespace: container.namespace.clone(),
+            pod: container.pod.clone(),
+            container: container.name.clone(),
+        };
+        warn!(
+            pid = kill.pid,
+            program = kill.program,
+            flow_type = kill.flow_type,
+            operation = kill.operation,
+            resident_bytes = kill.resident_bytes,
+            limit_bytes = kill.limit_bytes,
+            namespace = kill.namespace,
+            pod = kill.pod,
+            container = kill.container,
+            "worker killed: out of memory"
+        );
+        if self.oom_kills.len() >= MAX_OOM_KILLS {
+            self.oom_kills.pop_front();
+        }
+        self.oom_kills.push_back(kill);
+    }
+
+    /// To be called a few times a second.
+    pub(super) fn tick(&mut self) {
+        self.flows.tick(now_ns(), |step| self.metrics.flow(&step));
+        self.traces.tick(self.metrics);
+    }
+
+    /// Asks procfs what the workers use.
+    pub(super) fn look_at_usage(&mut self, observer: &Observer) {
+        let now = now_ns();
+        self.usages.begin();
+        for live in observer.workers().filter(|live| live.announced) {
+            let worker = &live.worker;
+            let Some(usage) = discover::usage_of(observer.proc(), worker.process.pid) else { continue };
+            if worker.executed_ns.is_none() {
+                self.usages.skip(worker.process.pid, usage.cpu_ns);
+            }
+            let labels = WorkerLabels::new(worker, self.pod_labels);
+            let added = self.usages.take(worker, labels.clone(), usage, now);
+            self.metrics.worker_cpu(&labels, added);
+        }
+        self.metrics.worker_memory(self.usages.used());
+        self.metrics.forget_cpu(&self.usages.kept(now));
+    }
+
+    /// Sends what is left; the workers still run.
+    pub(super) fn end(self, observer: &Observer) {
+        let running = observer.workers().filter(|live| live.announced);
+        self.traces.end(running.map(|live| (&live.worker, live.started_ns)), now_ns());
+    }
+
+    pub(super) fn oom_kills(&mut self) -> &[OomStatus] {
+        self.oom_kills.make_contiguous()
+    }
+}
+
+/// Nanoseconds since boot, the clock that processes' starts are told in.
+fn boottime_ns() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME);
+    now.map_or(0, |now| {
+        let seconds = u64::try_from(now.tv_sec()).unwrap_or(0);
+        seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(now.tv_nsec()).unwrap_or(0))
+    })
+}

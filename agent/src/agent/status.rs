@@ -1,0 +1,124 @@
+//! Turns the state of the observation into `/status` and the gauges.
+
+use std::collections::BTreeMap;
+
+use crate::attach::TrackedFile;
+use crate::export::http::{
+    self, FileStatus, KernelStatus, OomStatus, ProbeState, ProbeStatus, Shared, WorkerStatus,
+};
+use crate::kernel;
+use crate::observe::Observer;
+
+/// What the files with probes come to.
+#[derive(Default)]
+struct Files {
+    attached: usize,
+    skipped: BTreeMap<String, u64>,
+    files: Vec<FileStatus>,
+}
+
+/// Brings `/status` and the gauges up to date.
+pub(super) fn renew(observer: &Observer, shared: &Shared, oom_kills: &[OomStatus]) {
+    let workers = workers(observer, shared);
+    let mut files = Files::default();
+    for (id, file) in observer.attacher().files() {
+        files.add(id.to_string(), file);
+    }
+    let losses = observer.losses();
+    let metrics = shared.metrics();
+    metrics.probes_attached(files.attached);
+    metrics.probes_skipped(&files.skipped);
+    for (reason, total) in &losses {
+        metrics.events_lost(reason, *total);
+    }
+    let mode = match observer.mode() {
+        kernel::AttachMode::UprobeMulti => http::AttachMode::UprobeMulti,
+        kernel::AttachMode::PerfEvents => http::AttachMode::Perf,
+    };
+    shared.update(|status| {
+        status.ready = true;
+        status.waiting_for = None;
+        status.kernel = KernelStatus { mode: Some(mode) };
+        status.workers = workers;
+        status.files = files.files;
+        status.losses = losses.into_iter().filter(|(_, count)| *count > 0).collect();
+        status.oom_kills = oom_kills.to_vec();
+    });
+}
+
+fn workers(observer: &Observer, shared: &Shared) -> Vec<WorkerStatus> {
+    let mut versions: BTreeMap<(String, String), u64> = BTreeMap::new();
+    let mut flows: BTreeMap<(String, String, String), u64> = BTreeMap::new();
+    let mut workers = Vec::new();
+    for live in observer.workers().filter(|live| live.announced) {
+        let worker = &live.worker;
+        let version = (worker.freecad_version.clone(), worker.occt_version.clone());
+        *flows.entry((worker.flow_type.clone(), version.0.clone(), version.1.clone())).or_default() += 1;
+        *versions.entry(version).or_default() += 1;
+        workers.push(WorkerStatus {
+            pid: worker.process.pid,
+            program: worker.program.clone(),
+            freecad_version: worker.freecad_version.clone(),
+            occt_version: worker.occt_version.clone(),
+            flow_type: worker.flow_type.clone(),
+            container: worker.container.id.clone(),
+            namespace: worker.container.namespace.clone(),
+            pod: worker.container.pod.clone(),
+            operations: live.operations,
+        });
+    }
+    shared.metrics().workers(&versions);
+    shared.metrics().flows_active(&flows);
+    workers.sort_by_key(|worker| worker.pid);
+    workers
+}
+
+impl Files {
+    fn add(&mut self, inode: String, file: &TrackedFile) {
+        let probes = file.probes.iter().map(|probe| match &probe.sites {
+            Ok((entry, exits)) if file.is_attached() => {
+                self.attached += 1;
+                ProbeStatus {
+                    id: probe.id.clone(),
+                    state: ProbeState::Attached,
+                    reason: probe.note.clone(),
+                    entry: Some(entry.0),
+                    exits: *exits,
+                }
+            }
+            other => {
+                let reason = other.as_ref().err().cloned();
+                let reason = reason.unwrap_or_else(|| "no worker maps the file".to_owned());
+                if other.is_err() {
+                    *self.skipped.entry(reason_label(&reason).to_owned()).or_default() += 1;
+                }
+                ProbeStatus {
+                    id: probe.id.clone(),
+                    state: ProbeState::Skipped,
+                    reason: Some(reason),
+                    entry: None,
+                    exits: 0,
+                }
+            }
+        });
+        let probes = probes.collect();
+        self.files.push(FileStatus { path: file.path.clone(), inode, workers: file.workers.len(), probes });
+    }
+}
+
+/// The reason without the addresses and names in it, for a label.
+fn reason_label(reason: &str) -> &str {
+    if reason.contains("another file") {
+        "work_in_another_file"
+    } else if reason.contains("decoded") {
+        "undecodable"
+    } else if reason.contains("indirect jump") {
+        "indirect_jump"
+    } else if reason.contains("frame") {
+        "no_frame"
+    } else if reason.contains("no exit") {
+        "no_exit"
+    } else {
+        "other"
+    }
+}

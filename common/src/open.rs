@@ -1,0 +1,74 @@
+//! The calls that are open on a thread, as the kernel side keeps them in its maps and the agent reads them there.
+
+use crate::probe::TEXT_BYTES;
+use crate::record::{Operation, ProcessKey};
+use crate::settings::MAX_DEPTH;
+
+/// Bit of [`Frame::state`]: what was read at the entry stands in the `CAPTURES` map.
+pub const CAPTURED: u32 = 1 << 31;
+
+/// One open call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Frame {
+    /// Address of its return address.
+    pub slot: u64,
+    /// When it was entered.
+    pub start_ns: u64,
+    /// Probe program.
+    pub probe: u32,
+    /// [`CAPTURED`] or 0.
+    pub state: u32,
+    /// Resident pages of the process when it was entered, 0 = not known.
+    pub pages: u32,
+    /// The kernel's high-water mark of them then.
+    pub mark_pages: u32,
+}
+
+/// A C++ exception between its throw and its catch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Flight {
+    /// Its `_Unwind_Exception`.
+    pub header: u64,
+    /// Frames open when it was thrown, and not yet known to have been left. Only it can end them.
+    pub floor: u64,
+}
+
+/// Exceptions in flight at once on one thread that are told apart: all but the last were thrown before a destructor
+/// that threw and catches another.
+pub const MAX_FLIGHTS: usize = 4;
+
+/// The open calls of one thread, outermost first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Thread {
+    /// Its process.
+    pub process: ProcessKey,
+    /// Frames in use.
+    pub depth: u32,
+    /// Entries `(tid, n)` exist in `CAPTURES` for n below this.
+    pub captures: u32,
+    /// Exceptions in flight.
+    pub flights: u64,
+    /// They, innermost last.
+    pub flying: [Flight; MAX_FLIGHTS],
+    /// The frames.
+    pub frames: [Frame; MAX_DEPTH],
+}
+
+/// The record of an open call, with room behind it: the verifier knows neither the place nor the size of a text, only
+/// that both are bounded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Capture {
+    /// The record as far as it is known.
+    pub record: Operation,
+    /// Written only by a probe program that the agent should not have made.
+    pub slack: [u8; TEXT_BYTES],
+}
+
+const _: () = assert!(size_of::<Frame>() == 32);
+const _: () =
+    assert!(size_of::<Thread>() == 32 + MAX_FLIGHTS * size_of::<Flight>() + MAX_DEPTH * size_of::<Frame>());
+const _: () = assert!(size_of::<Capture>() == size_of::<Operation>() + TEXT_BYTES);
