@@ -20,7 +20,7 @@ use crate::identify;
 use crate::in_flight::{self, InFlight};
 use crate::job::{Job, Variables};
 use crate::kernel::{AttachMode, Kernel, KernelError, Records, wait};
-use crate::operation::{Operation, Worker};
+use crate::operation::{Operation, Value, Worker};
 use crate::plan::Versions;
 use crate::receive::{self, Event, Exceptions};
 use crate::sources::Sources;
@@ -368,6 +368,11 @@ impl Observer {
                 let mut operation = receive::operation(&record, &slot, worker, &self.exceptions);
                 if operation.probe.ignores(&operation.values) {
                     return;
+                }
+                if operation.probe.tally.is_some() {
+                    let tally = self.kernel.take_tally(record.tid, record.start_ns);
+                    let tally = i64::try_from(tally).unwrap_or(i64::MAX);
+                    operation.values.insert("tally".to_owned(), Value::Int(tally));
                 }
                 self.written.size(&mut operation);
                 operation.source = self.sources.take(record.tid, record.start_ns, record.end_ns);
