@@ -4,6 +4,7 @@
 //! everything that happens reaches the caller through its closure, in order.
 
 use std::collections::{BTreeMap, HashSet};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +20,7 @@ use crate::flow_type;
 use crate::identify;
 use crate::in_flight::{self, InFlight};
 use crate::job::{Job, Variables};
+use crate::kernel::mapped_file::map_as_program;
 use crate::kernel::{AttachMode, Kernel, KernelError, Records, wait};
 use crate::operation::{Operation, Value, Worker};
 use crate::plan::Versions;
@@ -91,9 +93,9 @@ pub struct Observer {
     attacher: Attacher,
     workers: Workers,
     exceptions: Exceptions,
-    written: Written,
     containers: Containers,
     flow_rules: Vec<flow_type::Rule>,
+    written: Written,
     proc: PathBuf,
     variables: Variables,
     sources: Sources,
@@ -141,9 +143,9 @@ impl Observer {
             attacher: Attacher::new(options.catalog, options.linger),
             workers: Workers::default(),
             exceptions: Exceptions::default(),
-            written: Written::new(&options.proc),
             containers: Containers::default(),
             flow_rules: options.flow_rules,
+            written: Written::new(&options.proc),
             proc: options.proc,
             variables: options.variables,
             sources: Sources::new(options.sources),
@@ -161,6 +163,35 @@ impl Observer {
     pub fn add_target(&mut self, pid: u32) -> Result<(), KernelError> {
         self.targets.add(pid);
         self.kernel.add_target(pid)
+    }
+
+    /// Places the probes of files that a process is about to map, if any is of interest.
+    pub fn prepare(&mut self, pid: u32, files: &[PathBuf], say: &mut dyn FnMut(Observation)) {
+        let own = Path::new("/proc");
+        let mut found = Vec::new();
+        for path in files {
+            // What cannot be told now is told when it is mapped.
+            let Ok(page) = File::open(path).and_then(|file| map_as_program(&file)) else { continue };
+            let address = page.as_ptr().addr() as u64;
+            let mapping = discover::mappings_of(own, std::process::id())
+                .into_iter()
+                .find(|mapping| mapping.start == address);
+            let Some(mapping) = mapping else { continue };
+            let names = || files.iter().map(|path| path.to_string_lossy());
+            let versions = || versions_of(&self.proc, pid, names());
+            match self.attacher.look(&mut self.kernel, own, &mapping, versions) {
+                Ok(Seen::Plain) | Err(FileError::Elf(_)) => {}
+                Ok(seen) => found.push((mapping, seen)),
+                Err(error) => say(missed(&mapping, &error)),
+            }
+        }
+        if found.iter().any(|(_, seen)| *seen == Seen::Worker) {
+            for (mapping, _) in found {
+                if let Err(error) = self.attacher.hold(&mut self.kernel, mapping.file, pid) {
+                    say(missed(&mapping, &error));
+                }
+            }
+        }
     }
 
     /// Looks at the processes that run already (all, or those given).
@@ -243,7 +274,8 @@ impl Observer {
     fn see(&mut self, mapping: &Mapping, say: &mut dyn FnMut(Observation)) {
         let proc = &self.proc;
         let versions = || {
-            let mut versions = versions_of(proc, mapping.pid);
+            let mappings = discover::mappings_of(proc, mapping.pid);
+            let mut versions = versions_of(proc, mapping.pid, mappings.iter().map(|mapping| &mapping.path));
             if versions.occt.is_empty() {
                 let name = mapping.path.rsplit('/').next().unwrap_or_default();
                 versions.occt = identify::occt_version_from_file_name(name).unwrap_or_default();
@@ -281,7 +313,6 @@ impl Observer {
     fn enlist(&mut self, pid: u32, say: &mut dyn FnMut(Observation)) {
         let now = now_ns();
         let executed = self.kernel.executed_ns(pid);
-        self.written.hold(pid);
         let key = discover::key_of(&self.proc, pid);
         // First added, then asked for its end: one of the two sees it.
         let process = key.unwrap_or(ProcessKey { pid, padding: 0, start_boottime_ns: 0 });
@@ -302,6 +333,7 @@ impl Observer {
         let worker = self.worker(process, program, self.attacher.versions_of(pid), executed);
         let live = self.workers.enter(worker, executed.unwrap_or(now));
         say(Observation::Started(Arc::clone(&live.worker)));
+        self.written.hold(pid);
         for mapping in discover::mappings_of(&self.proc, pid) {
             self.see(&mapping, say);
         }
@@ -460,8 +492,8 @@ impl Observer {
         say: &mut dyn FnMut(Observation),
     ) {
         self.attacher.release(pid, ended_ns);
-        self.written.release(pid);
         self.sources.end(pid);
+        self.written.release(pid);
         if let Some(mut live) = self.workers.end(pid, ended_ns) {
             announce(&mut live, say);
             let end = Box::new(end(&mut live));
@@ -564,12 +596,12 @@ fn missed(mapping: &Mapping, error: &FileError) -> Observation {
     Observation::Missed { path: mapping.path.clone(), reason, error: error.to_string() }
 }
 
-/// What the files of a process say of its versions, without looking into its memory.
-fn versions_of(proc: &Path, pid: u32) -> Versions {
+/// What the files that a process maps say of its versions, without looking into its memory.
+fn versions_of<P: AsRef<str>>(proc: &Path, pid: u32, paths: impl Iterator<Item = P>) -> Versions {
     let mut versions = Versions::default();
     let mut has_freecad = false;
-    for mapping in discover::mappings_of(proc, pid) {
-        let name = mapping.path.rsplit('/').next().unwrap_or_default();
+    for path in paths {
+        let name = path.as_ref().rsplit('/').next().unwrap_or_default();
         has_freecad |= name.starts_with("libFreeCAD") || name.starts_with("freecad");
         if versions.occt.is_empty() {
             versions.occt = identify::occt_version_from_file_name(name).unwrap_or_default();

@@ -21,6 +21,8 @@ use crate::observe::{Observation, Observer, ObserverOptions, now_ns};
 use crate::operation::{Operation, Worker};
 use crate::view::{Exit, Skipped, TraceReport, WorkerReport, json, page, perfetto, tree};
 
+mod start;
+
 /// How long the trace waits for the last records after the command has ended.
 const LAST_RECORDS: Duration = Duration::from_millis(20);
 /// What shells exit with for a command that is not there, or that cannot be executed.
@@ -175,6 +177,7 @@ fn run_program(
     let child_pid = wait_for_child(&spawned);
     if let Some(pid) = child_pid {
         observer.add_target(pid)?;
+        observer.prepare(pid, &start::files(program), &mut |observation| collected.take(observation));
     }
     nix::unistd::write(&opener, &[1]).context("cannot start the command")?;
     let spawned = spawned.join().map_err(|_| anyhow::anyhow!("cannot start the command"))?;

@@ -110,10 +110,19 @@ impl Worker {
     /// # Errors
     /// It hung, or its record contradicts itself.
     pub fn run(&self, scenarios: &[&str]) -> Result<(Ended, Vec<Call>)> {
+        self.run_settled(scenarios, Duration::ZERO)
+    }
+
+    /// The same, waiting so long at most until its files are probed: they may be new to the agent.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub fn run_settled(&self, scenarios: &[&str], settle: Duration) -> Result<(Ended, Vec<Call>)> {
         let folder = crate::node::scratch()?;
         let file = folder.path().join("record");
         let mut command = Command::new(&self.program);
         command.args(scenarios).env("TORTURE_RECORD", &file);
+        command.env("TORTURE_SETTLE_MS", settle.as_millis().to_string());
         let ended = run(&mut command, Duration::from_secs(60))?;
         Ok((ended, record::read(&file)?))
     }

@@ -56,7 +56,7 @@ fn every_entry_is_placed_or_absent_for_a_stated_reason_on_every_build() -> Resul
                 "observed" if probe.why.is_empty() || !knows_version(&build) => observed += 1,
                 "absent" if !probe.why.is_empty() => absent += 1,
                 state => {
-                    complaints.push(format!("{}: {} is {state}: {:?}", build.name, probe.probe, probe.why))
+                    complaints.push(format!("{}: {} is {state}: {:?}", build.name, probe.probe, probe.why));
                 }
             }
         }

@@ -161,12 +161,10 @@ fn a_library_rewritten_in_place_does_the_same_and_is_observed_anew() -> Result<(
     let agent = Agent::start(&["--catalog".as_ref(), worker.catalog.as_os_str()])?;
     let calls = "torture_call_duration_seconds_count";
     for contents in [&other.program, &worker.program.with_file_name("libtorture_plugin.so"), &other.program] {
-        // Twice: the first run shows the agent the file.
-        for _ in 0..2 {
-            let watched = worker.run(&scenario)?.0;
-            ensure!(watched.code == alone.code && watched.stdout == alone.stdout, "differs: {watched:?}");
-            std::thread::sleep(Duration::from_millis(500));
-        }
+        // The first run shows the agent the file.
+        let watched = worker.run_settled(&scenario, Duration::from_secs(5))?.0;
+        ensure!(watched.code == alone.code && watched.stdout == alone.stdout, "differs: {watched:?}");
+        std::thread::sleep(Duration::from_millis(300));
         let before = agent.metrics()?.sum(calls, &[]);
         let made = worker.run(&scenario)?.1.len() as f64;
         let after = agent.metrics_when(Duration::from_secs(5), |m| m.sum(calls, &[]) >= before + made)?;
@@ -228,8 +226,8 @@ fn containers_of_one_image_are_attached_once() -> Result<()> {
         .map(|container| Worker { program: container.0.join("torture"), ..built.clone() })
         .collect();
     for worker in &workers {
-        worker.run(&["returns", "throw_frames"])?;
-        std::thread::sleep(Duration::from_secs(1));
+        worker.run_settled(&["returns", "throw_frames"], Duration::from_secs(5))?;
+        std::thread::sleep(Duration::from_millis(300));
     }
     let before = agent.metrics()?.sum(calls, &[]);
     let mut made = 0.0;

@@ -134,6 +134,13 @@ const TOOLS: &[Tool] = &[
         source: Source::Debian(&["curl"]),
     },
     Tool {
+        name: "Chromium",
+        why: "opens the pages that cadscope writes, as a user's browser would",
+        purpose: Purpose::Test,
+        is_there: || has("chromium"),
+        source: Source::Debian(&["chromium", "fonts-dejavu-core"]),
+    },
+    Tool {
         name: "mmdebstrap",
         why: "makes root file systems with the FreeCAD of other Debian suites, on which jobs are run",
         purpose: Purpose::Test,
@@ -153,13 +160,6 @@ const TOOLS: &[Tool] = &[
         purpose: Purpose::Test,
         is_there: || Path::new("/usr/lib/x86_64-linux-gnu/libGL.so.1").exists(),
         source: Source::Debian(&["libgl1"]),
-    },
-    Tool {
-        name: "Chromium",
-        why: "opens the pages that cadscope writes, as a user's browser would",
-        purpose: Purpose::Test,
-        is_there: || has("chromium"),
-        source: Source::Debian(&["chromium", "fonts-dejavu-core"]),
     },
     Tool {
         name: "rustfmt",

@@ -88,6 +88,15 @@ impl Drop for MappedFile {
     }
 }
 
+/// Maps the first page of a file as a program's is mapped, so that the kernel says by which identity.
+///
+/// # Errors
+/// The kernel's refusal: an empty file, a file system without execution.
+pub fn map_as_program(file: &File) -> io::Result<memmap2::Mmap> {
+    // SAFETY: nobody reads or runs it.
+    unsafe { memmap2::MmapOptions::new().len(1).map_exec(file) }
+}
+
 fn catch_bus_errors() {
     let handler: extern "C" fn(libc::c_int, *const libc::siginfo_t, *const libc::c_void) = on_bus_error;
     // SAFETY: all zeros is an empty sigaction.

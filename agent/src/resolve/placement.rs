@@ -964,7 +964,6 @@ mod tests {
             let file = ElfFile::parse(&bytes).unwrap();
             for follow in [FollowPolicy::Work, FollowPolicy::Always, FollowPolicy::Never] {
                 if let Ok(sites) = file.place_with("a", follow, Placement::Cheapest, &[]) {
-                    prop_assert!(!sites.exits.is_empty());
                     prop_assert!(sites.exits.iter().all(|(site, _)| site.vaddr.0 < CODE + 2 * STRIDE));
                 }
             }
