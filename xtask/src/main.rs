@@ -12,6 +12,7 @@ use clap::{Parser, Subcommand};
 use crate::setup::Purpose;
 
 mod bench;
+mod bench_resolve;
 mod build;
 mod builds;
 mod demo;
@@ -105,6 +106,8 @@ enum Task {
 
 #[derive(Subcommand)]
 enum Bench {
+    /// What finding the probe sites in the libraries of each build costs: docs/bench-resolve.md
+    Resolve,
     /// What being observed costs a FreeCAD job, in CPU time and in wall time
     ///
     /// Runs the job in pairs, alternately with and without `cadscope agent` beside it, and writes the ratio (median
@@ -129,6 +132,7 @@ fn main() -> ExitCode {
         Task::Demo { script } => demo::demo(script),
         Task::Test { full } => test::test(test::Rules { full, locked: false }),
         Task::Ci { full } => test::test(test::Rules { full, locked: true }),
+        Task::Bench(Bench::Resolve) => bench_resolve::resolve(),
         Task::Bench(Bench::Job { pairs, script }) => bench::job(pairs, script),
     };
     match done {
