@@ -56,6 +56,11 @@ fn operation(operation: &Operation) -> Json {
         "exception": operation.exception.as_deref(),
         "signal": operation.signal,
         "values": values,
+        "memory": operation.memory.map(|memory| json!({
+            "entry_bytes": memory.entry_bytes,
+            "exit_bytes": memory.exit_bytes,
+            "peak_bytes": memory.peak_bytes,
+        })),
         "source": operation.source.as_deref().map(source),
     })
 }
@@ -116,7 +121,8 @@ mod tests {
                 "pid": 7, "tid": 7, "start_ns": 1_000_000, "end_ns": 2_500_000, "parent_start_ns": 5, "depth": 0,
                 "probe": "bool.api_build", "name": "boolean 2", "outcome": "exception", "ended_by": "exception",
                 "exception": "Standard_Failure", "signal": null,
-                "values": {"operation": 2, "object": "Cut \u{1b}[2J"}, "source": null,
+                "values": {"operation": 2, "object": "Cut \u{1b}[2J"},
+                "memory": {"entry_bytes": 100, "exit_bytes": null, "peak_bytes": 300}, "source": null,
             }],
             "losses": {"ring_full": 3},
             "skipped": [{"file": "/l.so", "probe": "p", "reason": "r"}],

@@ -54,6 +54,13 @@ pub fn render_tree(report: &TraceReport, options: &TreeOptions) -> String {
     page.out
 }
 
+/// What an operation added to its process's memory at its peak, where that is worth a word.
+fn grown(operation: &Operation) -> String {
+    const MIB: f64 = 1_048_576.0;
+    let mib = operation.memory.map_or(0.0, |memory| memory.growth_bytes() as f64 / MIB);
+    if mib < 1.0 { String::new() } else { format!(" +{mib:.0} MiB") }
+}
+
 /// Columns of a start or a duration.
 const TIME: usize = 9;
 
@@ -224,7 +231,7 @@ impl Page {
                 let name = clean(&title(operation), self.options.ascii);
                 let orphan = if node.orphan { self.glyph("⋯ ", "... ") } else { "" };
                 (
-                    format!("{orphan}{name}{}", self.line(operation)),
+                    format!("{orphan}{name}{}{}", grown(operation), self.line(operation)),
                     self.ending(operation),
                     duration_ns(operation),
                     operation.end_ns,
