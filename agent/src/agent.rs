@@ -16,6 +16,7 @@ use crate::export::http::{self, Shared, Status};
 use crate::export::metrics::{Metrics, MetricsOptions};
 use crate::export::traces::Traces;
 use crate::observe::{Observer, ObserverOptions};
+use crate::rollup::Rollups;
 
 mod feed;
 mod status;
@@ -72,7 +73,8 @@ pub fn run(config: &AgentConfig, options: ObserverOptions) -> anyhow::Result<()>
 }
 
 fn observe(mut observer: Observer, config: &AgentConfig, traces: Traces, shared: &Shared, stop: &AtomicBool) {
-    let mut feed = Feed::new(shared.metrics(), config.pod_labels, traces);
+    let rollups = Rollups::new(observer.attacher().catalog());
+    let mut feed = Feed::new(shared.metrics(), rollups, config.pod_labels, traces);
     observer.scan(None, &mut |observation| feed.take(&observation));
     observer.drain(&mut |observation| feed.take(&observation));
     status::renew(&observer, shared, feed.oom_kills());

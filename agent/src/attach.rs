@@ -19,7 +19,7 @@ use crate::discover::{FileId, Mapping, OpenError, identity, mappings_of, open_ma
 use crate::identify;
 use crate::kernel::mapped_file::MappedFile;
 use crate::kernel::{AttachError, Kernel, KernelError, Link, SiteProgram};
-use crate::plan::{Plan, Versions, plan};
+use crate::plan::{Plan, PlannedProbe, Versions, plan};
 use crate::resolve::{ElfFile, FileOffset, Site, Unreadable};
 
 use self::changes::{Changes, Stamp};
@@ -180,6 +180,12 @@ impl Attacher {
             changes.forget(id);
         }
         Some(tracked)
+    }
+
+    /// The probes.
+    #[must_use]
+    pub fn catalog(&self) -> &Catalog {
+        &self.catalog
     }
 
     /// What a probe program number stands for.
@@ -408,6 +414,7 @@ impl Attacher {
     ) -> Result<TrackedFile, FileError> {
         let mut enter = Vec::new();
         let mut leave = Vec::new();
+        let mut tally = Vec::new();
         let mut probes = Vec::new();
         let has_probes = planned.has_probes();
         for planned in &planned.probes {
@@ -415,6 +422,11 @@ impl Attacher {
                 Ok(sites) => {
                     let slot =
                         self.slot_for(kernel, &planned.probe, planned.layout, sites.tail_calls, versions)?;
+                    if planned.probe.tallies.is_some() {
+                        tally.push(placed_site(slot, &sites.entry));
+                        note_tally(&mut probes, planned, versions, sites.entry.offset);
+                        continue;
+                    }
                     enter.push(placed_site(slot, &sites.entry));
                     leave.extend(sites.exits.iter().map(|(site, _)| placed_site(slot, site)));
                     Ok((sites.entry.offset, sites.exits.len()))
@@ -436,6 +448,7 @@ impl Attacher {
             (SiteProgram::Raised, entry(&planned.raised)),
             (SiteProgram::Jumped, entry(&planned.jumped)),
             (SiteProgram::Enter, enter),
+            (SiteProgram::Tally, tally),
         ];
         sites.retain(|(_, sites)| !sites.is_empty());
         Ok(TrackedFile {
@@ -479,6 +492,10 @@ impl Attacher {
         let mut program = layout
             .and_then(|index| probe.layouts.get(index))
             .map_or_else(ProbeProgram::default, |l| l.program);
+        let word = probe.tally.as_deref().or(probe.tallies.as_deref());
+        if let Some(number) = word.and_then(|word| self.catalog.tally_number(word)) {
+            program.flags |= u32::from(number) << flags::TALLY_SHIFT;
+        }
         if tail_calls {
             program.flags |= flags::TAIL_CALLS;
             self.tail_calls.insert(slot);
@@ -490,6 +507,12 @@ impl Attacher {
         }
         Ok(slot)
     }
+}
+
+/// Notes a probe whose calls are only counted: it has no exits.
+fn note_tally(probes: &mut Vec<PlacedProbe>, planned: &PlannedProbe, versions: &Versions, entry: FileOffset) {
+    let note = planned.note(versions);
+    probes.push(PlacedProbe { id: planned.probe.id.clone(), sites: Ok((entry, 0)), note });
 }
 
 /// Where a process has FreeCAD's configuration, if the mapped file defines it.

@@ -12,6 +12,10 @@
 //! metric = "gear_build_seconds"                       # optional: histogram of durations
 //! # counter = "gears_built_total"                     # optional: counter of calls
 //! help = "Time to build a gear."                      # once per family
+//! # product = "occt"                                  # optional: whose function it is, occt or freecad
+//! # absent = "since version 2"                        # optional: why a file of that product may not have it
+//! # tally = "iterations"                              # optional: its value `tally` is how often inside it …
+//! # tallies = "iterations"                            # … functions with this word were called: only counted
 //! # group = "build"                                   # optional: only the outermost open call of a group is measured
 //! error_when = ["ret == 0"]                           # any of them (== or !=): the call failed
 //! # count_when = ["is_new == 1"]                      # all of them, or the call is not counted or measured
@@ -126,6 +130,15 @@ impl Catalog {
         self.probes.iter().find(|probe| probe.id == id)
     }
 
+    /// The number of a tally's word in the kernel, 1 … 255; `None` for a word that no probe tallies.
+    #[must_use]
+    pub fn tally_number(&self, word: &str) -> Option<u8> {
+        let words: std::collections::BTreeSet<&str> =
+            self.probes.iter().filter_map(|probe| probe.tallies.as_deref()).collect();
+        let index = words.iter().position(|known| *known == word)?;
+        u8::try_from(index + 1).ok()
+    }
+
     fn extend(&mut self, probes: Vec<Probe>, origin: &str) -> Result<(), CatalogError> {
         let mut all = self.probes.clone();
         for probe in probes {
@@ -173,6 +186,33 @@ pub struct Probe {
     pub ignore_when: Vec<Comparison>,
     /// Further families that its calls go to.
     pub also: Vec<Measure>,
+    /// Its calls have the value `tally`: how often functions that tally this word were called inside them.
+    pub tally: Option<String>,
+    /// Its calls are only counted, for the open calls around them that want this word.
+    pub tallies: Option<String>,
+    /// What its calls add up to in each call of another function around them.
+    pub rollup: Option<Rollup>,
+    /// Whose function it is.
+    pub product: Option<Product>,
+    /// Why a build of that product may not have it.
+    pub absent: Option<String>,
+}
+
+/// A family with one observation for each outer call: the time of those inner calls that are wanted, by their number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rollup {
+    /// Id of the probe of the outer call.
+    pub inside: String,
+    /// Value of the inner call that says whether it is wanted, …
+    pub value: String,
+    /// … by its end: `CoordinateSystem`.
+    pub suffix: String,
+    /// The family.
+    pub family: String,
+    /// Its help text.
+    pub help: String,
+    /// The label for the range of the number of inner calls.
+    pub label: String,
 }
 
 /// `value == number` or `value != number`; does not hold for a value that could not be read.

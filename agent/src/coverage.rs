@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use serde_json::json;
 
 use crate::attach::map;
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, Label, Probe, Product};
 use crate::config::{Subject, TableFormat};
 use crate::discover::{self, Mapping};
 use crate::identify;
@@ -22,6 +22,8 @@ struct Row {
     entry: String,
     exits: String,
     reason: String,
+    /// What is not complete about a probe that can be placed.
+    note: Option<String>,
 }
 
 /// Prints the table; returns the exit status: 0 if any probe can be placed.
@@ -44,7 +46,7 @@ pub fn run(subject: &Subject, format: TableFormat, catalog: &Catalog, proc: &Pat
     for (path, file) in &files {
         let bytes = map(file).with_context(|| format!("{path} cannot be read"))?;
         match plan(&bytes, catalog, &versions) {
-            Ok(plan) => rows.extend(rows_of(path, &plan)),
+            Ok(plan) => rows.extend(rows_of(path, &plan, &versions)),
             // A process maps many files; a person names few, and wants to hear.
             Err(error) if matches!(subject, Subject::Files(_)) => {
                 bail!(
@@ -56,7 +58,9 @@ pub fn run(subject: &Subject, format: TableFormat, catalog: &Catalog, proc: &Pat
     }
     let placed = rows.iter().filter(|row| row.reason.is_empty()).count();
     match format {
-        TableFormat::Json => println!("{}", serde_json::to_string_pretty(&as_json(&rows, &versions))?),
+        TableFormat::Json => {
+            println!("{}", serde_json::to_string_pretty(&as_json(&rows, &versions, catalog))?);
+        }
         TableFormat::Table => print!("{}", as_table(&rows, placed, catalog)),
     }
     Ok(u8::from(placed == 0))
@@ -110,7 +114,7 @@ fn site(site: &Site) -> String {
     format!("{:#x} {class}", site.offset.0)
 }
 
-fn rows_of(path: &str, plan: &Plan) -> Vec<Row> {
+fn rows_of(path: &str, plan: &Plan, versions: &Versions) -> Vec<Row> {
     plan.probes
         .iter()
         .map(|planned| {
@@ -134,22 +138,131 @@ fn rows_of(path: &str, plan: &Plan) -> Vec<Row> {
                 entry,
                 exits,
                 reason,
+                note: planned.note(versions),
             }
         })
         .collect()
 }
 
-fn as_json(rows: &[Row], versions: &Versions) -> serde_json::Value {
+fn as_json(rows: &[Row], versions: &Versions, catalog: &Catalog) -> serde_json::Value {
     let probes: Vec<serde_json::Value> = rows
         .iter()
         .map(|row| {
             json!({
                 "file": row.file, "probe": row.id, "function": row.function,
                 "attachable": row.reason.is_empty(), "entry": row.entry, "exits": row.exits, "reason": row.reason,
+                "note": row.note,
             })
         })
         .collect();
-    json!({ "freecad_version": versions.freecad, "occt_version": versions.occt, "probes": probes })
+    let families: Vec<serde_json::Value> = coverage_of(rows, catalog)
+        .into_iter()
+        .map(|family| {
+            let probes = family
+                .probes
+                .iter()
+                .map(|(id, state)| json!({ "probe": id, "state": state.word(), "why": state.why() }));
+            json!({ "family": family.name, "of": family.of, "probes": probes.collect::<Vec<_>>() })
+        })
+        .collect();
+    json!({
+        "freecad_version": versions.freecad, "occt_version": versions.occt, "probes": probes, "families": families,
+    })
+}
+
+/// What is observed of one thing that a family tells apart.
+struct FamilyCoverage<'a> {
+    name: &'a str,
+    /// The value of the label that tells it apart: `fillet`, `STEP`; empty where there is none.
+    of: String,
+    probes: Vec<(&'a str, State)>,
+}
+
+/// What became of a probe in all files together.
+enum State {
+    Observed(Option<String>),
+    Absent(String),
+    NotPlaced(String),
+}
+
+impl State {
+    const fn word(&self) -> &'static str {
+        match self {
+            Self::Observed(_) => "observed",
+            Self::Absent(_) => "absent",
+            Self::NotPlaced(_) => "not placed",
+        }
+    }
+
+    fn why(&self) -> &str {
+        match self {
+            Self::Observed(note) => note.as_deref().unwrap_or_default(),
+            Self::Absent(why) | Self::NotPlaced(why) => why,
+        }
+    }
+}
+
+/// The catalogue by family, and in a family by what it tells apart, with what became of each probe.
+fn coverage_of<'a>(rows: &[Row], catalog: &'a Catalog) -> Vec<FamilyCoverage<'a>> {
+    let has = |product: Product| {
+        let ours = |probe: &Probe| probe.product == Some(product);
+        rows.iter().any(|row| catalog.get(&row.id).is_some_and(|probe| ours(probe)))
+    };
+    let present = [Product::Occt, Product::FreeCad].map(|product| (product, has(product)));
+    let mut all: Vec<FamilyCoverage<'a>> = Vec::new();
+    for probe in &catalog.probes {
+        let name = probe.metric.as_deref().or(probe.counter.as_deref()).unwrap_or("spans only");
+        let of = told_apart(probe);
+        let state = state_of(rows, probe, &present);
+        match all.iter_mut().find(|family| family.name == name && family.of == of) {
+            Some(family) => family.probes.push((&probe.id, state)),
+            None => all.push(FamilyCoverage { name, of, probes: vec![(&probe.id, state)] }),
+        }
+    }
+    all.sort_by(|a, b| (a.name, &a.of).cmp(&(b.name, &b.of)));
+    all
+}
+
+/// What the constant labels of a probe say, and what its mapped ones can say.
+fn told_apart(probe: &Probe) -> String {
+    let values = probe.labels.values().filter_map(|label| match label {
+        Label::Constant(text) if text != "unknown" => Some(text.clone()),
+        Label::Map(_, names) => Some(join(names.values())),
+        Label::FileType(_, names) => Some(join(names.values())),
+        _ => None,
+    });
+    let values: Vec<String> = values.collect();
+    if values.is_empty() && probe.metric.is_none() && probe.counter.is_none() {
+        return probe.title.clone();
+    }
+    values.join(", ")
+}
+
+fn join<'a>(names: impl Iterator<Item = &'a String>) -> String {
+    let unique: std::collections::BTreeSet<&str> = names.map(String::as_str).collect();
+    unique.into_iter().collect::<Vec<_>>().join("/")
+}
+
+fn state_of(rows: &[Row], probe: &Probe, present: &[(Product, bool)]) -> State {
+    let mut of_probe = rows.iter().filter(|row| row.id == probe.id).peekable();
+    if of_probe.peek().is_none() {
+        let lacks = present.iter().find(|(product, has)| probe.product == Some(*product) && !has);
+        let why = match (lacks, &probe.absent) {
+            (Some((Product::FreeCad, _)), _) => "no FreeCAD here",
+            (Some((Product::Occt, _)), _) => "no OCCT here",
+            (None, Some(why)) => why,
+            (None, None) => "",
+        };
+        return State::Absent(why.to_owned());
+    }
+    let mut reason = String::new();
+    for row in of_probe {
+        if row.reason.is_empty() {
+            return State::Observed(row.note.clone());
+        }
+        reason.clone_from(&row.reason);
+    }
+    State::NotPlaced(reason)
 }
 
 fn as_table(rows: &[Row], placed: usize, catalog: &Catalog) -> String {
@@ -162,17 +275,30 @@ fn as_table(rows: &[Row], placed: usize, catalog: &Catalog) -> String {
             let _ = writeln!(out, "{file}");
         }
         let _ = if row.reason.is_empty() {
-            writeln!(out, "  {:width$}  enter {}  leave {}", row.id, row.entry, row.exits)
+            let note = row.note.as_ref().map(|note| format!("  ({note})")).unwrap_or_default();
+            writeln!(out, "  {:width$}  enter {}  leave {}{note}", row.id, row.entry, row.exits)
         } else {
             writeln!(out, "  {:width$}  not observed: {}", row.id, row.reason)
         };
     }
-    let found: std::collections::HashSet<&str> = rows.iter().map(|row| row.id.as_str()).collect();
-    let absent: Vec<&str> =
-        catalog.probes.iter().map(|probe| probe.id.as_str()).filter(|id| !found.contains(id)).collect();
-    let _ = writeln!(out, "{placed} of {} probes can be placed", catalog.probes.len());
-    if !absent.is_empty() {
-        let _ = writeln!(out, "not defined here: {}", absent.join(", "));
+    let _ = writeln!(out, "\n{:44} {:40} observed by, or why not", "family", "of");
+    for family in coverage_of(rows, catalog) {
+        let observed: Vec<&str> = family
+            .probes
+            .iter()
+            .filter(|(_, state)| matches!(state, State::Observed(_)))
+            .map(|(id, _)| *id)
+            .collect();
+        let text = if observed.is_empty() {
+            let why: std::collections::BTreeSet<&str> =
+                family.probes.iter().map(|(_, state)| state.why()).filter(|why| !why.is_empty()).collect();
+            let why: Vec<&str> = why.into_iter().collect();
+            format!("- {}", if why.is_empty() { "not defined here".to_owned() } else { why.join("; ") })
+        } else {
+            observed.join(", ")
+        };
+        let _ = writeln!(out, "{:44} {:40} {text}", family.name, family.of);
     }
+    let _ = writeln!(out, "{placed} of {} probes can be placed", catalog.probes.len());
     out
 }

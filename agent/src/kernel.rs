@@ -23,7 +23,7 @@ use aya::programs::{ProgramError, RawTracePoint, UProbe};
 use aya::{Ebpf, EbpfLoader, RawTracePointRunOptions, TestRun as _};
 use cadscope_common::cookie::{Cookie, Edge};
 use cadscope_common::open::{Capture, Thread};
-use cadscope_common::probe::{ProbeProgram, flags};
+use cadscope_common::probe::{ProbeProgram, TallyKey, flags};
 use cadscope_common::record::{Life, Operation, ProcessKey};
 use cadscope_common::settings::{COUNTERS, MAX_COUNTED_CPUS, Settings};
 
@@ -120,12 +120,14 @@ pub enum SiteProgram {
     Raised,
     /// longjmp is about to jump.
     Jumped,
+    /// A call that is only counted.
+    Tally,
 }
 
 impl SiteProgram {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Enter, Self::Leave, Self::Caught, Self::Resumed, Self::Raised, Self::Jumped];
+    pub const ALL: [Self; 7] =
+        [Self::Enter, Self::Leave, Self::Caught, Self::Resumed, Self::Raised, Self::Jumped, Self::Tally];
 
     /// The program for an edge.
     #[must_use]
@@ -144,6 +146,7 @@ impl SiteProgram {
             Self::Resumed => "cleanup_ended",
             Self::Raised => "exception_raised",
             Self::Jumped => "jumped",
+            Self::Tally => "call_tally",
         }
     }
 }
@@ -313,6 +316,18 @@ impl Kernel {
     pub fn capture(&self, tid: u32, depth: u32) -> Option<Operation> {
         let map: HashMap<_, u64, Raw<Capture>> = HashMap::try_from(self.ebpf.map("CAPTURES")?).ok()?;
         map.get(&(u64::from(tid) << 32 | u64::from(depth)), 0).ok().map(|Raw(capture)| capture.record)
+    }
+
+    /// Takes the count of what was tallied inside a call that has ended.
+    pub fn take_tally(&mut self, tid: u32, start_ns: u64) -> u64 {
+        let Ok(mut map) = self.typed_mut::<HashMap<_, Raw<TallyKey>, u64>>("TALLIES") else { return 0 };
+        let key = Raw(TallyKey { tid, padding: 0, start_ns });
+        let count = map.get(&key, 0).unwrap_or(0);
+        if count > 0 {
+            // The kernel forgets it in time.
+            let _ = map.remove(&key);
+        }
+        count
     }
 
     /// When a process last executed a program, nanoseconds of CLOCK_MONOTONIC; `None` if before the agent.

@@ -27,6 +27,7 @@ pub mod sources;
 pub mod receive;
 pub mod written;
 pub mod group;
+pub mod rollup;
 pub mod workers;
 pub mod in_flight;
 pub mod observe;

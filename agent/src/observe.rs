@@ -22,7 +22,7 @@ use crate::in_flight::{self, InFlight};
 use crate::job::{Job, Variables};
 use crate::kernel::mapped_file::map_as_program;
 use crate::kernel::{AttachMode, Kernel, KernelError, Records, wait};
-use crate::operation::{Operation, Worker};
+use crate::operation::{Operation, Value, Worker};
 use crate::plan::Versions;
 use crate::receive::{self, Event, Exceptions};
 use crate::sources::Sources;
@@ -323,6 +323,7 @@ impl Observer {
             self.kernel.remove_worker(pid);
             if self.workers.has_ended(pid, life.at_ns) {
                 self.attacher.release(pid, now);
+                self.written.release(pid);
                 return;
             }
         } else if let Some(executed) = executed {
@@ -400,6 +401,11 @@ impl Observer {
                 if operation.probe.ignores(&operation.values) {
                     return;
                 }
+                if operation.probe.tally.is_some() {
+                    let tally = self.kernel.take_tally(record.tid, record.start_ns);
+                    let tally = i64::try_from(tally).unwrap_or(i64::MAX);
+                    operation.values.insert("tally".to_owned(), Value::Int(tally));
+                }
                 self.written.size(&mut operation);
                 operation.source = self.sources.take(record.tid, record.start_ns, record.end_ns);
                 if let Some(live) = self.workers.get_mut(record.process.pid) {
@@ -416,6 +422,7 @@ impl Observer {
             Event::Executed(process, at_ns) => {
                 if self.workers.get_mut(process.pid).is_some_and(|live| !live.announced) {
                     self.attacher.release(process.pid, at_ns);
+                    self.written.release(process.pid);
                     self.workers.end(process.pid, at_ns);
                 } else {
                     self.end(process.pid, at_ns, None, |_| End::without_exit(How::Replaced), say);

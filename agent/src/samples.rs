@@ -38,6 +38,11 @@ pub(crate) fn probe(id: &str, title: &str) -> Probe {
         count_when: Vec::new(),
         ignore_when: Vec::new(),
         also: Vec::new(),
+        tally: None,
+        tallies: None,
+        rollup: None,
+        product: None,
+        absent: None,
     }
 }
 

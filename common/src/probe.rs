@@ -84,6 +84,22 @@ pub mod flags {
     pub const TAIL_CALLS: u32 = 1;
     /// The slot is in use by this agent.
     pub const LIVE: u32 = 2;
+    /// Bits of the tally that a function counts in, or whose count its calls get: 0 = none.
+    pub const TALLY_MASK: u32 = 0xff00;
+    /// Place of the lowest of those bits.
+    pub const TALLY_SHIFT: u32 = 8;
+}
+
+/// Names the count of what was tallied inside one open call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct TallyKey {
+    /// The thread.
+    pub tid: u32,
+    /// Zero.
+    pub padding: u32,
+    /// When the call was entered.
+    pub start_ns: u64,
 }
 
 /// Everything the kernel knows about one probe.
@@ -139,6 +155,7 @@ impl ProbeProgram {
     }
 }
 
+const _: () = assert!(size_of::<TallyKey>() == 16);
 const _: () = assert!(size_of::<Fetch>() == 8 + 4 * MAX_STEPS);
 const _: () = assert!(size_of::<ProbeProgram>() == 24 + MAX_FETCHES * size_of::<Fetch>());
 const _: () = assert!(TEXT_BYTES.is_multiple_of(TEXT_BLOCK));

@@ -20,6 +20,7 @@ mod emit;
 mod maps;
 mod memory;
 mod process;
+mod tally;
 mod task;
 mod unwind;
 mod user;

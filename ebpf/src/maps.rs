@@ -8,7 +8,7 @@ use aya_ebpf::{
 };
 use cadscope_common::{
     open::{Capture, Thread},
-    probe::{MAX_PROBES, ProbeProgram},
+    probe::{MAX_PROBES, ProbeProgram, TallyKey},
     record::{Fate, Life, ProcessKey},
     settings::{COUNTERS as COUNTER_COUNT, Counter, Settings},
 };
@@ -98,6 +98,11 @@ pub static CPU_OFFSETS: Array<u64> = Array::with_max_entries(1024, 0);
 /// Some per-CPU memory, to learn from where it lies. Never written.
 #[map]
 pub static CPU_SHARE: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+/// Open call → what was tallied inside it. Programs write; the agent takes it when the call has ended; the kernel
+/// forgets the least recently used.
+#[map]
+pub static TALLIES: LruHashMap<TallyKey, u64> = LruHashMap::with_max_entries(16384, 0);
 
 /// Records for the agent.
 #[map]

@@ -11,12 +11,14 @@ use cadscope_tests::builds::{Build, Expected, wanted};
 use cadscope_tests::node::{require_root, scratch};
 
 /// Jobs for builds with FreeCAD, and the first version that has what they do.
-const FREECAD_JOBS: [(&str, &str); 10] = [
+const FREECAD_JOBS: [(&str, &str); 12] = [
     ("booleans", ""),
     ("features", ""),
     ("validity", ""),
     ("documents", ""),
     ("sketch", ""),
+    ("expressions", ""),
+    ("lcs", ""),
     ("exports", ""),
     ("imports", ""),
     ("workbenches", ""),

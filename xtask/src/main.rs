@@ -12,9 +12,11 @@ use clap::{Parser, Subcommand};
 use crate::setup::Purpose;
 
 mod bench;
+mod bench_resolve;
 mod build;
 mod builds;
 mod demo;
+mod docs;
 mod imports;
 mod places;
 mod running_agent;
@@ -70,6 +72,8 @@ enum Task {
         /// Which (all unless told): freecad-1.0, freecad-1.1, wheel-7.7, wheel-7.8, wheel-7.9, wheel-8.0
         names: Vec<String>,
     },
+    /// Write the documentation that is made from the real builds: docs/support-matrix.md
+    Docs,
     /// Show it on a real FreeCAD job: the waterfall of its operations, then its metrics
     ///
     /// Runs `cadscope trace` on xtask/demo/job.py, then `cadscope agent` beside the same job, and prints the metric
@@ -102,6 +106,8 @@ enum Task {
 
 #[derive(Subcommand)]
 enum Bench {
+    /// What finding the probe sites in the libraries of each build costs: docs/bench-resolve.md
+    Resolve,
     /// What being observed costs a FreeCAD job, in CPU time and in wall time
     ///
     /// Runs the job in pairs, alternately with and without `cadscope agent` beside it, and writes the ratio (median
@@ -122,9 +128,11 @@ fn main() -> ExitCode {
         Task::Setup { check: false, purpose } => setup::install(purpose),
         Task::Build { release } => build::build(build::Profile::named(release)).map(drop),
         Task::Builds { names } => builds::make(&names),
+        Task::Docs => docs::write(),
         Task::Demo { script } => demo::demo(script),
         Task::Test { full } => test::test(test::Rules { full, locked: false }),
         Task::Ci { full } => test::test(test::Rules { full, locked: true }),
+        Task::Bench(Bench::Resolve) => bench_resolve::resolve(),
         Task::Bench(Bench::Job { pairs, script }) => bench::job(pairs, script),
     };
     match done {

@@ -15,6 +15,7 @@ use crate::flow::Flows;
 use crate::group::Groups;
 use crate::observe::{Observation, Observer, now_ns};
 use crate::operation::Worker;
+use crate::rollup::Rollups;
 use crate::usage::Usages;
 
 /// Kills that `/status` shows.
@@ -25,6 +26,7 @@ pub(super) struct Feed<'a> {
     metrics: &'a Metrics,
     pod_labels: bool,
     groups: Groups,
+    rollups: Rollups,
     flows: Flows,
     usages: Usages,
     oom_kills: VecDeque<OomStatus>,
@@ -32,11 +34,12 @@ pub(super) struct Feed<'a> {
 }
 
 impl<'a> Feed<'a> {
-    pub(super) fn new(metrics: &'a Metrics, pod_labels: bool, traces: Traces) -> Self {
+    pub(super) fn new(metrics: &'a Metrics, rollups: Rollups, pod_labels: bool, traces: Traces) -> Self {
         Self {
             metrics,
             pod_labels,
             groups: Groups::default(),
+            rollups,
             flows: Flows::new(boottime_ns()),
             usages: Usages::default(),
             oom_kills: VecDeque::new(),
@@ -51,6 +54,7 @@ impl<'a> Feed<'a> {
         self.flows.see(observation, now_ns(), |step| metrics.flow(&step));
         match observation {
             Observation::Operation(operation) => {
+                self.rollups.see(operation, |rolled| metrics.record_rollup(&operation.worker, &rolled));
                 self.groups.push((**operation).clone(), |operation, nested| {
                     traces.record(metrics, &operation, nested);
                 });
@@ -62,6 +66,7 @@ impl<'a> Feed<'a> {
             Observation::Renewed(_) => {}
             Observation::Ended { worker, end, .. } => {
                 let pid = worker.process.pid;
+                self.rollups.end(pid);
                 self.groups.end(pid, |operation, nested| traces.record(metrics, &operation, nested));
                 self.ended(worker, end);
             }

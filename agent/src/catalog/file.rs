@@ -10,7 +10,9 @@ use toml::{Table, Value};
 
 use super::expression::{self, Expression};
 use super::keys::{suggestion, unknown_key};
-use super::{Amount, Comparison, Condition, Derived, Label, Layout, Measure, Probe, Product, program};
+use super::{
+    Amount, Comparison, Condition, Derived, Label, Layout, Measure, Probe, Product, Rollup, program,
+};
 
 /// Why a catalogue file is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -45,7 +47,8 @@ pub enum CatalogError {
     },
 }
 
-const PROBE_KEYS: [&str; 16] = [
+const PROBE_KEYS: [&str; 21] = [
+    "absent",
     "also",
     "attributes",
     "count_when",
@@ -60,13 +63,18 @@ const PROBE_KEYS: [&str; 16] = [
     "labels",
     "layout",
     "metric",
+    "product",
+    "rollup",
     "symbols",
+    "tallies",
+    "tally",
     "title",
 ];
 const LABEL_KEYS: [&str; 8] =
     ["bytes", "constant", "extension", "map", "range", "status", "value", "workbench"];
 const OUTCOMES: [&str; 5] = ["error", "exception", "killed", "ok", "other"];
 const DERIVED_KEYS: [&str; 5] = ["each", "file", "from", "sum", "to"];
+const ROLLUP_KEYS: [&str; 6] = ["help", "inside", "label", "metric", "suffix", "value"];
 const ALSO_KEYS: [&str; 6] = ["counter", "help", "histogram", "labels", "metric", "value"];
 const LAYOUT_KEYS: [&str; 3] = ["enter", "leave", "when"];
 
@@ -223,6 +231,11 @@ fn probe(table: &Table) -> Result<Probe, Wrong> {
         count_when: comparisons(table, "count_when")?,
         ignore_when: comparisons(table, "ignore_when")?,
         also: also(table)?,
+        tally: text(table, "tally")?,
+        tallies: text(table, "tallies")?,
+        rollup: rollup(table)?,
+        product: text(table, "product")?.map(|name| product(&name)).transpose()?,
+        absent: text(table, "absent")?,
         id,
         function,
     };
@@ -446,6 +459,22 @@ fn comparisons(table: &Table, key: &str) -> Result<Vec<Comparison>, Wrong> {
         .collect()
 }
 
+fn rollup(table: &Table) -> Result<Option<Rollup>, Wrong> {
+    let Some(table) = subtable(table, "rollup", "rollup")? else { return Ok(None) };
+    check_keys(table, &ROLLUP_KEYS, "rollup.")?;
+    let Some(family) = family(table, "metric", "_seconds")? else {
+        return Err(wrong("rollup.metric", "is missing"));
+    };
+    Ok(Some(Rollup {
+        inside: required_text(table, "inside")?,
+        value: required_text(table, "value")?,
+        suffix: required_text(table, "suffix")?,
+        family,
+        help: required_text(table, "help")?,
+        label: required_text(table, "label")?,
+    }))
+}
+
 fn also(table: &Table) -> Result<Vec<Measure>, Wrong> {
     let tables: &[Value] = match table.get("also") {
         None => &[],
@@ -538,6 +567,14 @@ fn conditions(table: &Table) -> Result<Vec<Condition>, Wrong> {
     texts(table, "when", "layout.when")?.iter().map(|text| condition(text)).collect()
 }
 
+fn product(name: &str) -> Result<Product, Wrong> {
+    match name {
+        "occt" => Ok(Product::Occt),
+        "freecad" => Ok(Product::FreeCad),
+        _ => Err(wrong("product", "is `occt` or `freecad`")),
+    }
+}
+
 fn condition(text: &str) -> Result<Condition, Wrong> {
     let form = || {
         wrong(
@@ -552,11 +589,7 @@ fn condition(text: &str) -> Result<Condition, Wrong> {
         (None, Some((name, version))) => (name, false, version),
         _ => return Err(form()),
     };
-    let product = match name.trim() {
-        "occt" => Product::Occt,
-        "freecad" => Product::FreeCad,
-        _ => return Err(form()),
-    };
+    let product = product(name.trim()).map_err(|_| form())?;
     let version = super::decode::version_numbers(version.trim()).ok_or_else(form)?;
     let (at_least, below) = if at_least { (Some(version), None) } else { (None, Some(version)) };
     Ok(Condition { product, at_least, below })
@@ -566,7 +599,9 @@ fn condition(text: &str) -> Result<Condition, Wrong> {
 fn check_names(probe: &Probe) -> Result<(), Wrong> {
     let read: BTreeSet<&str> =
         probe.layouts.iter().flat_map(|layout| &layout.values).map(|(name, _)| name.as_str()).collect();
-    let is_value = |name: &str| read.contains(name) || probe.derived.contains_key(name);
+    let is_value = |name: &str| {
+        read.contains(name) || probe.derived.contains_key(name) || (name == "tally" && probe.tally.is_some())
+    };
     let need = |known: bool, key: String, name: &str| {
         if known {
             Ok(())
@@ -600,6 +635,9 @@ fn check_names(probe: &Probe) -> Result<(), Wrong> {
         for Comparison { value, .. } in conditions {
             need(is_value(value), key.to_owned(), value)?;
         }
+    }
+    if let Some(rollup) = &probe.rollup {
+        need(is_value(&rollup.value), "rollup.value".to_owned(), &rollup.value)?;
     }
     for measure in &probe.also {
         if let Amount::Add(value) | Amount::Observe(value) = &measure.amount {

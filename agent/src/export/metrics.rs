@@ -23,7 +23,8 @@ use prometheus_client::registry::Registry;
 use super::exposition::{self, Format};
 use crate::catalog::{Amount, Label, Probe};
 use crate::in_flight::InFlight;
-use crate::operation::{Operation, Value};
+use crate::operation::{Operation, Value, Worker};
+use crate::rollup::Rolled;
 
 /// Upper bounds of the classic duration buckets, seconds: 1 ms, below which no alert cares, to the 10 minutes after which
 /// a job is given up; each threshold of an alert (15 s, 30 s, 300 s) is a bound.
@@ -295,6 +296,22 @@ impl Metrics {
                 }
                 _ => {}
             }
+        }
+    }
+
+    /// Records what operations inside another add up to.
+    pub fn record_rollup(&self, worker: &Worker, rolled: &Rolled<'_>) {
+        let labels = [
+            (rolled.label.0, rolled.label.1),
+            ("freecad_version", worker.freecad_version.as_str()),
+            ("occt_version", worker.occt_version.as_str()),
+        ];
+        let labels = tidy(labels.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec());
+        let mut state = lock(&self.state);
+        let series =
+            self.series(&mut state, rolled.family, rolled.help, Kind::Durations, labels, Origin::Catalogue);
+        if let Some(Series::Durations(durations)) = series {
+            durations.observe(rolled.seconds, None);
         }
     }
 

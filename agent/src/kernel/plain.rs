@@ -1,7 +1,7 @@
 //! Turns bytes into kernel records and back. Its `unsafe` is the reinterpretation of plain bytes, nothing else.
 
 use cadscope_common::open::{Capture, Thread};
-use cadscope_common::probe::ProbeProgram;
+use cadscope_common::probe::{ProbeProgram, TallyKey};
 use cadscope_common::record::{Exception, Life, Operation, OutOfMemory, ProcessKey, Resident};
 use cadscope_common::settings::Settings;
 
@@ -29,7 +29,8 @@ plain!(
     Life,
     Resident,
     OutOfMemory,
-    Settings
+    Settings,
+    TallyKey
 );
 
 /// A plain value as aya's maps take it.

@@ -12,6 +12,7 @@ import JointObject
 
 S = "a4_constraint_solve_duration_seconds"
 scope(S, solver="ondsel")
+scope("a4_solver_iterations_per_solve", solver="ondsel")
 doc = App.newDocument("Assembly")
 assembly = doc.addObject("Assembly::AssemblyObject", "Assembly")
 joints = assembly.newObject("Assembly::JointGroup", "Joints")
@@ -20,10 +21,12 @@ second = assembly.newObject("Part::Box", "Second")
 second.Placement.Base = App.Vector(20, 3, 5)
 for _ in range(2):
     # Nothing is grounded: FreeCAD 1.0 refuses, 1.1 takes the first part.
+    expect("a4_solver_iterations_per_solve", solver="ondsel")
     expect(S, solver="ondsel", status="error" if assembly.solve() else "ok")
 ground = joints.newObject("App::FeaturePython", "Ground")
 JointObject.GroundedJoint(ground, first)
 for _ in range(5):
     assert assembly.solve() == 0
     expect(S, solver="ondsel", status="ok")
+    expect("a4_solver_iterations_per_solve", solver="ondsel")
 done()

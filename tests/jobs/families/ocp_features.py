@@ -18,6 +18,7 @@ from OCP.BRepOffsetAPI import (
     BRepOffsetAPI_MakePipe,
     BRepOffsetAPI_MakePipeShell,
     BRepOffsetAPI_MakeThickSolid,
+    BRepOffsetAPI_NormalProjection,
     BRepOffsetAPI_ThruSections,
 )
 from OCP.BRepPrimAPI import BRepPrimAPI_MakePrism, BRepPrimAPI_MakeRevol
@@ -131,6 +132,10 @@ did("sewing")
 for _ in range(2):
     ShapeFix_Shape(box()).Perform()
 expect(F, 2, feature="heal", status="ok")
+projection = BRepOffsetAPI_NormalProjection(box())
+projection.Add(polygon(4, 15))
+projection.Build()
+did("projection")
 BRepMesh_IncrementalMesh(box(), 0.1)
 did("mesh")
 done()

@@ -21,7 +21,9 @@ for i in range(N):
     sketch.addGeometry([Part.LineSegment(corners[k], corners[(k + 1) % 4]) for k in range(4)], False)
 sketch.addConstraint([Sketcher.Constraint("Coincident", 4 * i + k, 2, 4 * i + (k + 1) % 4, 1) for i in range(N) for k in range(4)])
 assert sketch.ConstraintCount == 100
+scope("a4_solver_iterations_per_solve", solver="planegcs")
 for _ in range(3):
     assert sketch.solve() == 0
     expect(S, solver="planegcs", status="ok")
+    expect("a4_solver_iterations_per_solve", solver="planegcs")
 done()

@@ -1,0 +1,169 @@
+//! Promise: on every build each entry of the catalogue is placed, or absent for a reason that the catalogue states; and
+//! the support matrix of the documentation says the same.
+//!
+//! `CADSCOPE_WRITE=1` writes docs/support-matrix.md instead of comparing it; `cargo xtask docs` does that.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use cadscope_tests::builds::{BUILDS, Build, wanted};
+use cadscope_tests::node::cadscope;
+use cadscope_tests::run::run;
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+struct Coverage {
+    families: Vec<Family>,
+}
+
+#[derive(Deserialize)]
+struct Family {
+    family: String,
+    of: String,
+    probes: Vec<Probe>,
+}
+
+#[derive(Deserialize)]
+struct Probe {
+    probe: String,
+    state: String,
+    why: String,
+}
+
+/// What `cadscope probes` says of all libraries of a build.
+fn coverage(build: &Build) -> Result<Coverage> {
+    let mut command = Command::new(cadscope()?);
+    command.args(["probes", "--format", "json"]).args(build.libraries()?);
+    // Versions of FreeCAD come from the package database of the root that the program runs in.
+    let ended = run(&mut command, Duration::from_secs(120))?;
+    ensure!(ended.code == 0, "cadscope probes on {}: {}", build.name, ended.stderr);
+    serde_json::from_str(&ended.stdout).context("the output of `cadscope probes` is no JSON")
+}
+
+#[test]
+fn every_entry_is_placed_or_absent_for_a_stated_reason_on_every_build() -> Result<()> {
+    let mut complaints = Vec::new();
+    for build in wanted() {
+        let (mut observed, mut absent) = (0, 0);
+        for probe in coverage(&build)?.families.into_iter().flat_map(|family| family.probes) {
+            match probe.state.as_str() {
+                // A note is another signature, or a layout that is not known: of a build that is tested that is wrong.
+                "observed" if probe.why.is_empty() || !knows_version(&build) => observed += 1,
+                "absent" if !probe.why.is_empty() => absent += 1,
+                state => {
+                    complaints.push(format!("{}: {} is {state}: {:?}", build.name, probe.probe, probe.why));
+                }
+            }
+        }
+        eprintln!("{:14} {observed} observed, {absent} absent, each with its reason", build.name);
+    }
+    ensure!(complaints.is_empty(), "wrong:\n{}", complaints.join("\n"));
+    Ok(())
+}
+
+/// Files alone tell the version of FreeCAD only on the installed system; elsewhere the jobs of `families.rs` prove it.
+fn knows_version(build: &Build) -> bool {
+    build.name == BUILDS[0].name
+}
+
+fn matrix_file() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/support-matrix.md")
+}
+
+#[test]
+fn the_support_matrix_is_what_the_builds_have() -> Result<()> {
+    let write = std::env::var_os("CADSCOPE_WRITE").is_some();
+    let builds = if write { BUILDS.to_vec() } else { wanted() };
+    let mut rows: BTreeMap<(String, String), BTreeMap<&str, String>> = BTreeMap::new();
+    for build in &builds {
+        for family in coverage(build)?.families {
+            let cell = if family.probes.iter().any(|probe| probe.state == "observed") {
+                "yes".to_owned()
+            } else {
+                let mut why: Vec<&str> = family.probes.iter().map(|probe| probe.why.as_str()).collect();
+                why.sort_unstable();
+                why.dedup();
+                format!("no: {}", why.join("; "))
+            };
+            rows.entry((family.family, family.of)).or_default().insert(build.name, cell);
+        }
+    }
+    if write {
+        return Ok(fs::write(matrix_file(), page(&rows))?);
+    }
+    let text = fs::read_to_string(matrix_file()).context("docs/support-matrix.md: run `cargo xtask docs`")?;
+    let header: Vec<&str> =
+        text.lines().find(|line| line.starts_with("| family")).context("no table")?.split('|').collect();
+    for build in &builds {
+        let column = header
+            .iter()
+            .position(|name| name.split_whitespace().next() == Some(build.name))
+            .with_context(|| format!("no column {}", build.name))?;
+        for ((family, of), cells) in &rows {
+            let start = format!("| {family} | {of} |");
+            let line = text
+                .lines()
+                .find(|line| line.starts_with(&start))
+                .with_context(|| format!("no row {start}"))?;
+            let cell = line.split('|').nth(column).unwrap_or_default().trim();
+            ensure!(
+                cells.get(build.name).is_some_and(|wanted| wanted == cell),
+                "docs/support-matrix.md says `{cell}` for {family} {of} on {}, it is {:?}: run `cargo xtask docs`",
+                build.name,
+                cells.get(build.name)
+            );
+        }
+    }
+    Ok(())
+}
+
+/// What no probe of the catalogue shows, and why; kept here because nothing can be derived from what is not there.
+const NOT_YET: [(&str, &str, &str); 7] = [
+    ("export_duration_seconds", "DXF, SVG, DAE, IFC", "written by pure Python modules of FreeCAD"),
+    ("freecad_document_load_seconds", "DXF, SVG, DAE, IFC", "read by pure Python modules of FreeCAD"),
+    (
+        "freecad_workbench_invocations_total",
+        "pure Python workbenches",
+        "no native function is called; their windows' activation is seen",
+    ),
+    (
+        "freecad_object_created_total",
+        "objects added by C++ as ready instances",
+        "not proven on a build: no script reaches it",
+    ),
+    (
+        "material_library_access_total",
+        "label `library`",
+        "the name is behind two Qt containers; always `unknown`",
+    ),
+    ("material_property_apply_duration_seconds", "Materials of FreeCAD 0.20", "in pure Python there"),
+    (
+        "topology_hash_compute_duration_seconds",
+        "scope=assembly",
+        "element maps are made shape by shape, also in an assembly",
+    ),
+];
+
+fn page(rows: &BTreeMap<(String, String), BTreeMap<&str, String>>) -> String {
+    let mut out = String::from(
+        "# What is observed on which build\n\nGenerated by `cargo xtask docs` from the libraries of the real builds; a test compares it with them.\n`yes`: the functions are found and probes can be placed; what their labels say is proven by the jobs in\n`tests/jobs/families`, which run on each build.\n\n",
+    );
+    let names: Vec<String> = BUILDS.iter().map(|b| format!("{} (OCCT {})", b.name, b.occt_version)).collect();
+    let _ = writeln!(out, "| family | of | {} |", names.join(" | "));
+    let _ = writeln!(out, "|---|---|{}", "---|".repeat(BUILDS.len()));
+    for ((family, of), cells) in rows {
+        let cells: Vec<&str> =
+            BUILDS.iter().map(|build| cells.get(build.name).map_or("", String::as_str)).collect();
+        let _ = writeln!(out, "| {family} | {of} | {} |", cells.join(" | "));
+    }
+    let _ = writeln!(out, "\n## Not yet\n\n| family | what | why |\n|---|---|---|");
+    for (family, what, why) in NOT_YET {
+        let _ = writeln!(out, "| {family} | {what} | {why} |");
+    }
+    out
+}
