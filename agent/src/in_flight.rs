@@ -70,11 +70,10 @@ fn name(kernel: &Kernel, slot: &Slot, tid: u32, depth: u32, frame: &Frame) -> St
 
 #[cfg(test)]
 mod tests {
-    use cadscope_common::open::{Flight, MAX_FLIGHTS};
-    use cadscope_common::record::ProcessKey;
     use cadscope_common::settings::MAX_DEPTH;
 
     use super::*;
+    use crate::kernel::plain;
 
     #[test]
     fn calls_that_are_half_written_are_left_out() {
@@ -83,15 +82,12 @@ mod tests {
         for (place, start_ns) in frames_of_thread.iter_mut().zip([5, 0, 99, 7]) {
             *place = frame(start_ns);
         }
-        let thread = |depth| Thread {
-            process: ProcessKey::default(),
-            depth,
-            captures: 0,
-            flights: 0,
-            flying: [Flight { header: 0, floor: 0 }; MAX_FLIGHTS],
-            frames: frames_of_thread,
+        let mut thread: Thread = plain::read(&[0; size_of::<Thread>()]).unwrap();
+        thread.frames = frames_of_thread;
+        let mut depths = |depth| {
+            thread.depth = depth;
+            frames(&thread, 50).map(|(depth, _)| depth).collect::<Vec<_>>()
         };
-        let depths = |depth| frames(&thread(depth), 50).map(|(depth, _)| depth).collect::<Vec<_>>();
         assert_eq!(depths(4), [0, 3]);
         assert_eq!(depths(0), [0_u32; 0]);
         assert_eq!(depths(u32::MAX), [0, 3]);
