@@ -37,6 +37,7 @@ fn perfect(calls: &[Call]) -> Trace {
             ended_by: call.how.clone(),
             exception: call.exception.clone(),
             signal: call.signal,
+            source: None,
             values: [("n", call.n.or(Some(0))), ("result", call.result)]
                 .into_iter()
                 .filter_map(|(name, value)| Some((name.to_owned(), value?.into())))
