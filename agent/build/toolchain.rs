@@ -163,6 +163,10 @@ pub(crate) fn forget_inherited(command: &mut Command) {
     for name in INHERITED {
         command.env_remove(name);
     }
+    // Profiles are the workspace's: the kernel side compiled otherwise is refused by the verifier.
+    for (name, _) in env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("CARGO_PROFILE_")) {
+        command.env_remove(name);
+    }
     // A toolchain that is not there is an answer, not an order to download it.
     command.env("RUSTUP_AUTO_INSTALL", "0");
 }

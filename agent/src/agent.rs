@@ -15,7 +15,7 @@ use crate::config::AgentConfig;
 use crate::export::http::{self, Shared, Status};
 use crate::export::metrics::{Metrics, MetricsOptions};
 use crate::export::traces::Traces;
-use crate::observe::{Observer, ObserverOptions, now_ns};
+use crate::observe::{Observer, ObserverOptions};
 
 mod feed;
 mod status;
@@ -24,6 +24,8 @@ mod status;
 const TICK: Duration = Duration::from_millis(100);
 /// Ticks between two looks at what workers use.
 const USAGE_TICKS: u32 = 50;
+/// Ticks between two looks at what is in flight.
+const IN_FLIGHT_TICKS: u32 = 10;
 /// Ticks between two renewals of `/status`.
 const STATUS_TICKS: u32 = 5;
 
@@ -85,11 +87,13 @@ fn observe(mut observer: Observer, config: &AgentConfig, traces: Traces, shared:
         if tick.is_multiple_of(STATUS_TICKS) {
             status::renew(&observer, shared, feed.oom_kills());
         }
+        if tick.is_multiple_of(IN_FLIGHT_TICKS) {
+            shared.metrics().in_flight(&observer.in_flight());
+        }
         if tick % USAGE_TICKS == 1 {
             feed.look_at_usage(&observer);
         }
     }
     observer.drain(&mut |observation| feed.take(&observation));
-    let running = observer.workers().filter(|live| live.announced);
-    feed.end(running.map(|live| (&live.worker, live.started_ns)), now_ns());
+    feed.end(&observer);
 }

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
+use std::os::fd::RawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -14,11 +15,16 @@ use cadscope_common::cookie::Cookie;
 use cadscope_common::probe::{MAX_PROBES, ProbeProgram, flags};
 
 use crate::catalog::{Catalog, Layout, Probe};
-use crate::discover::{FileId, Mapping, OpenError, mappings_of, open_mapped};
+use crate::discover::{FileId, Mapping, OpenError, identity, mappings_of, open_mapped};
 use crate::identify;
+use crate::kernel::mapped_file::MappedFile;
 use crate::kernel::{AttachError, Kernel, KernelError, Link, SiteProgram};
 use crate::plan::{Plan, Versions, plan};
 use crate::resolve::{ElfFile, FileOffset, Site, Unreadable};
+
+use self::changes::{Changes, Stamp};
+
+mod changes;
 
 /// Files that are remembered as uninteresting; the memory starts anew beyond.
 const MAX_PLAIN: usize = 100_000;
@@ -32,6 +38,9 @@ pub enum FileError {
     /// It could not be read.
     #[error("cannot be read: {0}")]
     Read(String),
+    /// It was written to while it was looked at.
+    #[error("was written to while it was looked at")]
+    Changed,
     /// It is not an ELF file that can be understood.
     #[error(transparent)]
     Elf(#[from] Unreadable),
@@ -91,10 +100,15 @@ pub struct TrackedFile {
     sites: Vec<(SiteProgram, Vec<(FileOffset, Cookie)>)>,
     links: Vec<Link>,
     file: File,
+    stamp: Stamp,
     idle_since_ns: Option<u64>,
 }
 
 impl TrackedFile {
+    const fn seen(&self) -> Seen {
+        if self.has_probes { Seen::Worker } else { Seen::Runtime }
+    }
+
     /// Whether its probes are in place.
     #[must_use]
     pub fn is_attached(&self) -> bool {
@@ -120,9 +134,13 @@ pub struct Attacher {
     linger_ns: u64,
     plain: HashSet<FileId>,
     files: BTreeMap<FileId, TrackedFile>,
+    /// What mappings state of files whose identity is another.
+    stated: HashMap<FileId, FileId>,
     slots: Vec<Slot>,
     slot_of: HashMap<(String, Option<usize>), u16>,
     tail_calls: HashSet<u16>,
+    /// None where the kernel refuses to tell of changes.
+    changes: Option<Changes>,
 }
 
 impl Attacher {
@@ -134,10 +152,34 @@ impl Attacher {
             linger_ns: u64::try_from(linger.as_nanos()).unwrap_or(u64::MAX),
             plain: HashSet::new(),
             files: BTreeMap::new(),
+            stated: HashMap::new(),
             slots: Vec::new(),
             slot_of: HashMap::new(),
             tail_calls: HashSet::new(),
+            changes: Changes::new().ok(),
         }
+    }
+
+    /// Readable when a probed file has been written to; `None` if the kernel refuses to tell.
+    #[must_use]
+    pub fn descriptor(&self) -> Option<RawFd> {
+        self.changes.as_ref().map(Changes::descriptor)
+    }
+
+    /// Takes the probes out of files that have been written to, and forgets these: they are looked at anew when a process
+    /// maps them. Returns their paths.
+    pub fn drop_changed(&mut self) -> Vec<String> {
+        let changed = self.changes.as_mut().map(Changes::take).unwrap_or_default();
+        changed.into_iter().filter_map(|id| Some(self.drop_file(id)?.path)).collect()
+    }
+
+    /// Takes a file's probes away and forgets it.
+    fn drop_file(&mut self, id: FileId) -> Option<TrackedFile> {
+        let tracked = self.files.remove(&id)?;
+        if let Some(changes) = &mut self.changes {
+            changes.forget(id);
+        }
+        Some(tracked)
     }
 
     /// What a probe program number stands for.
@@ -166,10 +208,18 @@ impl Attacher {
         if self.plain.contains(&mapping.file) {
             return Ok(Seen::Plain);
         }
-        if let Some(known) = self.files.get(&mapping.file) {
-            return Ok(if known.has_probes { Seen::Worker } else { Seen::Runtime });
+        if let Some(known) = self.files.get(&self.identity(mapping.file)) {
+            return Ok(known.seen());
         }
         let file = open_mapped(proc, mapping)?;
+        let id = identity(&file, mapping.file).map_err(|error| FileError::Read(error.to_string()))?;
+        if id != mapping.file {
+            self.stated.insert(mapping.file, id);
+            if let Some(known) = self.files.get(&id) {
+                return Ok(known.seen());
+            }
+        }
+        let stamp = Stamp::of(&file).map_err(|error| FileError::Read(error.to_string()))?;
         let bytes = map(&file)?;
         // A first look without versions is enough to know whether the file is of interest at all.
         let first = match plan(&bytes, &self.catalog, &Versions::default()) {
@@ -190,34 +240,44 @@ impl Attacher {
             found.occt.clone_from(occt);
         }
         let planned = if first.probes.is_empty() { first } else { plan(&bytes, &self.catalog, &found)? };
-        let has_probes = planned.has_probes();
+        if bytes.was_cut() {
+            return Err(FileError::Changed);
+        }
         let brings = Versions {
             occt: own.unwrap_or_default(),
             freecad: if planned.has_freecad_config { found.freecad.clone() } else { String::new() },
         };
-        let tracked = self.track(kernel, file, mapping, planned, brings, &found)?;
-        self.files.insert(mapping.file, tracked);
-        Ok(if has_probes { Seen::Worker } else { Seen::Runtime })
+        let tracked = self.track(kernel, (file, stamp), mapping, planned, brings, &found)?;
+        let seen = tracked.seen();
+        self.files.insert(id, tracked);
+        Ok(seen)
     }
 
     /// Notes that a worker maps a file, and places its probes if they are not in place.
     ///
     /// # Errors
     /// The kernel refused; nothing is placed then.
-    pub fn hold(&mut self, kernel: &mut Kernel, id: FileId, pid: u32) -> Result<bool, FileError> {
+    pub fn hold(&mut self, kernel: &mut Kernel, stated: FileId, pid: u32) -> Result<bool, FileError> {
+        let id = self.identity(stated);
         let Some(tracked) = self.files.get_mut(&id) else { return Ok(false) };
         tracked.workers.insert(pid);
         tracked.idle_since_ns = None;
         if tracked.is_attached() {
             return Ok(false);
         }
+        if let Some(changes) = &mut self.changes {
+            // A refusal (too many watches) leaves the file unwatched, as on a kernel without inotify.
+            let _ = changes.watch(id, &tracked.file);
+        }
+        if Stamp::of(&tracked.file).is_ok_and(|now| tracked.stamp != now) {
+            self.drop_file(id);
+            return Err(FileError::Changed);
+        }
         for (program, sites) in &tracked.sites {
             match kernel.attach(&tracked.file, *program, sites) {
                 Ok(link) => tracked.links.push(link),
                 Err(error) => {
-                    for link in tracked.links.drain(..) {
-                        kernel.detach(link);
-                    }
+                    tracked.links.clear();
                     return Err(error.into());
                 }
             }
@@ -245,6 +305,7 @@ impl Attacher {
 
     /// Notes which of the files a worker still maps.
     pub fn retain(&mut self, pid: u32, mapped: &HashSet<FileId>, now_ns: u64) {
+        let mapped: HashSet<FileId> = mapped.iter().map(|stated| self.identity(*stated)).collect();
         for (id, tracked) in &mut self.files {
             if !mapped.contains(id) && tracked.workers.remove(&pid) && tracked.workers.is_empty() {
                 tracked.idle_since_ns = Some(now_ns);
@@ -254,7 +315,7 @@ impl Attacher {
 
     /// Takes away the probes of files that nobody has mapped for long enough. The files are closed, too, so that a
     /// deleted image frees its space; a file that comes back is looked at anew.
-    pub fn sweep(&mut self, kernel: &mut Kernel, now_ns: u64) {
+    pub fn sweep(&mut self, now_ns: u64) {
         let linger_ns = self.linger_ns;
         let over: Vec<FileId> = self
             .files
@@ -266,17 +327,19 @@ impl Attacher {
             .map(|(id, _)| *id)
             .collect();
         for id in over {
-            if let Some(tracked) = self.files.remove(&id) {
-                for link in tracked.links {
-                    kernel.detach(link);
-                }
-            }
+            self.drop_file(id);
         }
     }
 
     /// Starts the memory of uninteresting files anew: an inode number may have been given to another file.
     pub fn forget_plain(&mut self) {
         self.plain.clear();
+        self.stated.retain(|_, id| self.files.contains_key(id));
+    }
+
+    /// The identity of a file that mappings state so.
+    fn identity(&self, stated: FileId) -> FileId {
+        self.stated.get(&stated).copied().unwrap_or(stated)
     }
 
     /// The versions that a worker's files bring.
@@ -305,8 +368,10 @@ impl Attacher {
             .find(|(_, tracked)| tracked.has_freecad_config && tracked.workers.contains(&pid))
             .map(|(id, _)| *id)?;
         // The program's own copy is the live one where there is one; it is mapped first.
-        let candidates =
-            maps.first().into_iter().chain(maps.iter().filter(|mapping| mapping.file == library));
+        let candidates = maps
+            .first()
+            .into_iter()
+            .chain(maps.iter().filter(|mapping| self.identity(mapping.file) == library));
         for mapping in candidates {
             let Some(address) = config_address(proc, mapping) else { continue };
             let read = |at: u64, to: &mut [u8]| memory.read_exact_at(to, at).is_ok();
@@ -335,7 +400,7 @@ impl Attacher {
     fn track(
         &mut self,
         kernel: &mut Kernel,
-        file: File,
+        (file, stamp): (File, Stamp),
         mapping: &Mapping,
         planned: Plan,
         brings: Versions,
@@ -356,12 +421,7 @@ impl Attacher {
                 }
                 Err(reason) => Err(reason.to_string()),
             };
-            let note = (planned.layout.is_none() && !planned.probe.layouts.is_empty()).then(|| {
-                format!(
-                    "no layout is known for FreeCAD `{}`, OCCT `{}`: duration only",
-                    versions.freecad, versions.occt
-                )
-            });
+            let note = planned.note(versions);
             probes.push(PlacedProbe { id: planned.probe.id.clone(), sites: placed, note });
         }
         // Two probes can share an exit (a followed tail call); one hit ends both.
@@ -388,6 +448,7 @@ impl Attacher {
             sites,
             links: Vec::new(),
             file,
+            stamp,
             idle_since_ns: None,
         })
     }
@@ -448,7 +509,6 @@ fn placed_site(slot: u16, site: &Site) -> (FileOffset, Cookie) {
 ///
 /// # Errors
 /// The kernel's refusal.
-pub fn map(file: &File) -> Result<memmap2::Mmap, FileError> {
-    // SAFETY: the bytes are only read, and a change under us yields other bytes, not undefined values we rely on.
-    unsafe { memmap2::Mmap::map(file) }.map_err(|error| FileError::Read(error.to_string()))
+pub fn map(file: &File) -> Result<MappedFile, FileError> {
+    MappedFile::open(file).map_err(|error| FileError::Read(error.to_string()))
 }

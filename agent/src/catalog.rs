@@ -13,8 +13,9 @@
 //! # counter = "gears_built_total"                     # optional: counter of calls
 //! help = "Time to build a gear."                      # once per family
 //! # group = "build"                                   # optional: only the outermost open call of a group is measured
-//! error_when = ["ret == 0"]                           # any of them: the call failed
+//! error_when = ["ret == 0"]                           # any of them (== or !=): the call failed
 //! # count_when = ["is_new == 1"]                      # all of them, or the call is not counted or measured
+//! # ignore_when = ["parts == 0"]                      # any of them: the call is no operation at all
 //! [probe.labels]
 //! status = "status"                                   # ok, error, exception, killed
 //! material = { constant = "steel" }
@@ -24,11 +25,19 @@
 //! class = { value = "class" }                         # the text itself: only where there are few
 //! source = { value = "path", extension = true }       # lower-case extension
 //! format = { value = "path", extension = true, map = { stp = "STEP" } }
+//! size = { value = "file_bytes", bytes = true }       # see `ranges`
+//! usable = { status = { ok = "true", other = "false" } }
 //! [probe.attributes]                                  # of spans: from a value or a label
 //! "cad.path" = "path"
 //! [probe.derived]
 //! parts = { sum = ["teeth", "bolts"] }
 //! holes = { from = "begin", to = "end", each = 8 }    # elements of an array between two addresses
+//! file_bytes = { file = "path" }                      # size of the file of this name when the call has ended
+//! [[probe.also]]                                      # optional: further families that each call goes to
+//! counter = "gear_teeth_total"                        # or histogram, or metric (the duration)
+//! value = "teeth"                                     # what a call adds; 1 unless told. A histogram needs it
+//! help = "Teeth cut."
+//! labels = { status = "status" }
 //! [[probe.layout]]                                    # the first whose conditions all hold
 //! when = ["freecad >= 1.0", "freecad < 1.1"]
 //! [probe.layout.enter]                                # values read when the call begins
@@ -64,9 +73,14 @@ pub use decode::demangle_type;
 pub use file::CatalogError;
 
 /// The files that the program brings along.
-const BUILTIN: [(&str, &str); 3] = [
+const BUILTIN: [(&str, &str); 8] = [
     ("built-in occt.toml", include_str!("catalog/occt.toml")),
+    ("built-in features.toml", include_str!("catalog/features.toml")),
     ("built-in freecad.toml", include_str!("catalog/freecad.toml")),
+    ("built-in formats.toml", include_str!("catalog/formats.toml")),
+    ("built-in solvers.toml", include_str!("catalog/solvers.toml")),
+    ("built-in materials.toml", include_str!("catalog/materials.toml")),
+    ("built-in workbenches.toml", include_str!("catalog/workbenches.toml")),
     ("built-in script.toml", include_str!("catalog/script.toml")),
 ];
 
@@ -151,10 +165,51 @@ pub struct Probe {
     /// Calls of one group that are open inside one another are one piece of work: only the outermost of them goes to
     /// `metric` and `counter` (a STEP export of FreeCAD holds one of OCCT).
     pub group: Option<String>,
-    /// `value == number` conditions on fetched values under which a call that returned counts as an error.
-    pub error_when: Vec<(String, i64)>,
-    /// The call counts only if all these `value == number` conditions hold (`isNew == 1`).
-    pub count_when: Vec<(String, i64)>,
+    /// A call that returned counts as an error if any of these holds.
+    pub error_when: Vec<Comparison>,
+    /// The call counts only if all of these hold (`isNew == 1`).
+    pub count_when: Vec<Comparison>,
+    /// The call is no operation if any of these holds: it had nothing to do.
+    pub ignore_when: Vec<Comparison>,
+    /// Further families that its calls go to.
+    pub also: Vec<Measure>,
+}
+
+/// `value == number` or `value != number`; does not hold for a value that could not be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Comparison {
+    /// Name of the value.
+    pub value: String,
+    /// The number it is compared with.
+    pub number: i64,
+    /// What the comparison has to say: `true` for `==`.
+    pub equal: bool,
+}
+
+/// A family beside a probe's first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Measure {
+    /// Its name.
+    pub family: String,
+    /// Its help text.
+    pub help: String,
+    /// What goes to it.
+    pub amount: Amount,
+    /// Label name → how its value is made.
+    pub labels: BTreeMap<String, Label>,
+}
+
+/// What a call adds to a family.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Amount {
+    /// A histogram of durations gets its duration.
+    Duration,
+    /// A counter gets one.
+    One,
+    /// A counter gets this value.
+    Add(String),
+    /// A histogram of counts gets this value.
+    Observe(String),
 }
 
 /// How a value is made from other values; absent if one of them is.
@@ -171,6 +226,8 @@ pub enum Derived {
         /// Bytes of an element.
         each: i64,
     },
+    /// Size in bytes of the file that this value names, when the call has ended; filled in after decoding.
+    FileBytes(String),
 }
 
 /// How a label's value is made from the values of an operation.
@@ -190,8 +247,12 @@ pub enum Label {
     Extension(String),
     /// By lower-case extension of a file name: `stp = "STEP"`; anything else is `other`.
     FileType(String, BTreeMap<String, String>),
+    /// The range that a number of bytes falls in: see [`ranges`].
+    Bytes(String),
     /// ok, error, exception, killed.
     Status,
+    /// By outcome (`ok = "hit"`); `other` stands for those that are not named.
+    StatusAs(BTreeMap<String, String>),
 }
 
 /// What to read for one range of builds.

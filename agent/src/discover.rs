@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use cadscope_common::record::ProcessKey;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::Mode;
+use nix::sys::statfs::{OVERLAYFS_SUPER_MAGIC, fstatfs};
 use procfs::process::{MMPermissions, MMapPath, Process};
 
 use crate::job::ENVIRON_BYTES;
@@ -59,6 +60,23 @@ pub fn open_mapped(proc: &Path, mapping: &Mapping) -> Result<File, OpenError> {
     Ok(file)
 }
 
+/// The identity of an open file that a mapping states.
+///
+/// Each mount of an overlay has a device of its own, but the containers of one image share its files, and the kernel
+/// places probes in what they share: there, the inode number and the time of the inode's last change tell a file. A
+/// container that writes to its file gets a copy with another time.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn identity(file: &File, stated: FileId) -> std::io::Result<FileId> {
+    if fstatfs(file)?.filesystem_type() != OVERLAYFS_SUPER_MAGIC {
+        return Ok(stated);
+    }
+    let metadata = file.metadata()?;
+    let changed_ns = metadata.ctime().saturating_mul(1_000_000_000).saturating_add(metadata.ctime_nsec());
+    Ok(FileId { major: 0, minor: 0, inode: metadata.ino(), changed_ns })
+}
+
 fn regular(file: File) -> Result<File, OpenError> {
     let metadata = file.metadata().map_err(|error| OpenError::Refused(error.to_string()))?;
     if metadata.is_file() { Ok(file) } else { Err(OpenError::NotRegular) }
@@ -79,6 +97,7 @@ pub fn mappings_of(proc: &Path, pid: u32) -> Vec<Mapping> {
                     major: u32::try_from(map.dev.0).ok()?,
                     minor: u32::try_from(map.dev.1).ok()?,
                     inode: map.inode,
+                    changed_ns: 0,
                 },
                 start: map.address.0,
                 end: map.address.1,
@@ -149,6 +168,18 @@ pub fn environ_of(proc: &Path, pid: u32) -> Vec<u8> {
         let _ = file.take(ENVIRON_BYTES).read_to_end(&mut bytes);
     }
     bytes
+}
+
+/// A regular file below a root, resolved without leaving it. What is no regular file is not opened, only looked at.
+#[must_use]
+pub fn open_below_root(root: &File, path: &Path) -> Option<File> {
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+        .mode(Mode::empty())
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    let found = regular(openat2(root, path, how).map(File::from).ok()?).ok()?;
+    // The same file, readable.
+    File::open(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&found))).ok()
 }
 
 fn open_below(root: &File, path: &Path) -> nix::Result<File> {

@@ -3,10 +3,13 @@
 //! A STEP export of FreeCAD holds one of OCCT: both are spans, but only the outer one is an export in the metrics. An
 //! operation ends before the ones around it, so those that belong to a group wait until the outermost operation of
 //! their thread has ended. What waits is bounded; beyond, an operation counts by itself.
+//!
+//! An outer operation whose own outcome nothing tells (`Part::TopoShape::exportStl` returns nothing) fails if one of its
+//! group inside it failed.
 
 use std::collections::HashMap;
 
-use crate::operation::Operation;
+use crate::operation::{Operation, Outcome};
 
 /// Operations that wait on one thread.
 const MAX_WAITING: usize = 1024;
@@ -22,17 +25,21 @@ pub struct Groups {
 impl Groups {
     /// Takes the next operation and gives out those whose place is known, each with whether it lies inside another of
     /// its group.
-    pub fn push(&mut self, operation: Operation, mut give: impl FnMut(Operation, bool)) {
+    pub fn push(&mut self, mut operation: Operation, mut give: impl FnMut(Operation, bool)) {
         let key = (operation.worker.process.pid, operation.tid);
         if let Some(waiting) = self.waiting.get_mut(&key)
             && let Some(group) = &operation.probe.group
         {
+            let tells_nothing = operation.probe.error_when.is_empty() && operation.outcome == Outcome::Ok;
             for (inner, nested) in waiting {
                 if inner.depth > operation.depth
                     && inner.start_ns >= operation.start_ns
                     && inner.probe.group.as_ref() == Some(group)
                 {
                     *nested = true;
+                    if tells_nothing && inner.outcome == Outcome::Error {
+                        operation.outcome = Outcome::Error;
+                    }
                 }
             }
         }
@@ -102,6 +109,23 @@ mod tests {
     fn only_the_outermost_of_a_group_counts() {
         let given = run(vec![ended(Some("export"), 1, 1.0, 2.0), ended(Some("export"), 0, 0.5, 3.0)]);
         assert_eq!(given, [(1, true), (0, false)]);
+    }
+
+    #[test]
+    fn an_outer_operation_that_tells_nothing_fails_with_an_inner_one() {
+        let failed = Operation { outcome: Outcome::Error, ..ended(Some("export"), 1, 1.0, 2.0) };
+        let mut says = ended(Some("export"), 0, 0.5, 3.0);
+        let mut probe = (*says.probe).clone();
+        let returned = crate::catalog::Comparison { value: "ret".to_owned(), number: 0, equal: true };
+        probe.error_when = vec![returned];
+        says.probe = Arc::new(probe);
+        for (outer, wanted) in [(ended(Some("export"), 0, 0.5, 3.0), Outcome::Error), (says, Outcome::Ok)] {
+            let (mut groups, mut out) = (Groups::default(), Vec::new());
+            for operation in [failed.clone(), outer] {
+                groups.push(operation, |operation, _| out.push(operation.outcome));
+            }
+            assert_eq!(out, [Outcome::Error, wanted]);
+        }
     }
 
     #[test]

@@ -5,7 +5,9 @@
 //! kernels (5.15+, needs CAP_SYS_ADMIN).
 
 pub mod bpf;
+pub mod mapped_file;
 pub mod offsets;
+pub mod perf_uprobe;
 pub mod plain;
 pub mod records;
 pub mod wait;
@@ -17,7 +19,6 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use aya::maps::{Array, HashMap, Map, PerCpuArray, RingBuf};
-use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLinkId, UProbeScope};
 use aya::programs::{ProgramError, RawTracePoint, UProbe};
 use aya::{Ebpf, EbpfLoader, RawTracePointRunOptions, TestRun as _};
 use cadscope_common::cookie::{Cookie, Edge};
@@ -27,6 +28,7 @@ use cadscope_common::record::{Life, Operation, ProcessKey};
 use cadscope_common::settings::{COUNTERS, MAX_COUNTED_CPUS, Settings};
 
 use self::offsets::OffsetError;
+use self::perf_uprobe::PerfProbes;
 use self::plain::{Raw, bytes_of};
 pub use self::records::Records;
 use crate::resolve::FileOffset;
@@ -146,13 +148,13 @@ impl SiteProgram {
     }
 }
 
-/// Probes in place; they go when it is dropped (uprobe_multi) or given back to [`Kernel::detach`].
+/// Probes in place; they go when it is dropped.
 #[derive(Debug)]
 pub enum Link {
     /// One descriptor for all.
     Multi(OwnedFd),
-    /// aya's, by program.
-    Perf(SiteProgram, Vec<UProbeLinkId>),
+    /// An event for each.
+    Perf(PerfProbes),
 }
 
 /// The loaded kernel side.
@@ -338,7 +340,7 @@ impl Kernel {
         program: SiteProgram,
         sites: &[(FileOffset, Cookie)],
     ) -> Result<Link, AttachError> {
-        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let path = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap_or_default();
         let refused = |reason: String| AttachError::Refused { sites: sites.len(), reason };
         match self.mode {
             AttachMode::UprobeMulti => {
@@ -347,7 +349,6 @@ impl Kernel {
                     .iter()
                     .find(|(kind, _)| *kind == program)
                     .ok_or_else(|| refused("program not loaded".to_owned()))?;
-                let path = CString::new(path).map_err(|error| refused(error.to_string()))?;
                 let offsets: Vec<u64> = sites.iter().map(|(offset, _)| offset.0).collect();
                 let cookies: Vec<u64> = sites.iter().map(|(_, cookie)| cookie.0).collect();
                 bpf::link_uprobe_multi(fd.as_fd(), &path, &offsets, &cookies)
@@ -357,39 +358,11 @@ impl Kernel {
             AttachMode::PerfEvents => {
                 let loaded: &mut UProbe =
                     program_of(&mut self.ebpf, program.name()).map_err(|error| refused(error.to_string()))?;
-                let mut ids = Vec::with_capacity(sites.len());
-                for (offset, cookie) in sites {
-                    let point = UProbeAttachPoint {
-                        location: UProbeAttachLocation::AbsoluteOffset(offset.0),
-                        cookie: Some(cookie.0),
-                    };
-                    match loaded.attach(point, &path, UProbeScope::AllProcesses) {
-                        Ok(id) => ids.push(id),
-                        Err(error) => {
-                            for id in ids {
-                                // It is being given up: nothing better can be done with a refusal here.
-                                let _ = loaded.detach(id);
-                            }
-                            return Err(refused(error.to_string()));
-                        }
-                    }
-                }
-                Ok(Link::Perf(program, ids))
-            }
-        }
-    }
-
-    /// Takes probes away.
-    pub fn detach(&mut self, link: Link) {
-        match link {
-            Link::Multi(fd) => drop(fd),
-            Link::Perf(program, ids) => {
-                if let Ok(loaded) = program_of::<UProbe>(&mut self.ebpf, program.name()) {
-                    for id in ids {
-                        // A link that is already gone is what was wanted.
-                        let _ = loaded.detach(id);
-                    }
-                }
+                let fd = loaded.fd().map_err(|error| refused(error.to_string()))?;
+                let sites = sites.iter().map(|(offset, cookie)| (offset.0, cookie.0));
+                PerfProbes::place(fd.as_fd(), &path, sites)
+                    .map(Link::Perf)
+                    .map_err(|error| refused(error.to_string()))
             }
         }
     }

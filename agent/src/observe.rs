@@ -17,6 +17,7 @@ use crate::discover::{self, Containers, FileId, Mapping, Mappings, MappingsError
 use crate::ending::{End, How};
 use crate::flow_type;
 use crate::identify;
+use crate::in_flight::{self, InFlight};
 use crate::job::{Job, Variables};
 use crate::kernel::{AttachMode, Kernel, KernelError, Records, wait};
 use crate::operation::{Operation, Worker};
@@ -24,6 +25,7 @@ use crate::plan::Versions;
 use crate::receive::{self, Event, Exceptions};
 use crate::sources::Sources;
 use crate::workers::{Live, Targets, Workers};
+use crate::written::Written;
 
 /// How often the mappings of workers are looked at again, in nanoseconds.
 const REVIEW_NS: u64 = 10_000_000_000;
@@ -91,6 +93,7 @@ pub struct Observer {
     exceptions: Exceptions,
     containers: Containers,
     flow_rules: Vec<flow_type::Rule>,
+    written: Written,
     proc: PathBuf,
     variables: Variables,
     sources: Sources,
@@ -140,6 +143,7 @@ impl Observer {
             exceptions: Exceptions::default(),
             containers: Containers::default(),
             flow_rules: options.flow_rules,
+            written: Written::new(&options.proc),
             proc: options.proc,
             variables: options.variables,
             sources: Sources::new(options.sources),
@@ -180,7 +184,12 @@ impl Observer {
     /// Waits until something happens or `timeout` is over, and says what happened.
     pub fn poll(&mut self, timeout: Duration, say: &mut dyn FnMut(Observation)) {
         let records = std::iter::once(self.records.descriptor());
-        wait::readable(self.mappings.descriptors().chain(records), timeout);
+        let changes = self.attacher.descriptor();
+        wait::readable(self.mappings.descriptors().chain(records).chain(changes), timeout);
+        for path in self.attacher.drop_changed() {
+            let error = "its probes were taken away, for they would now lie elsewhere".to_owned();
+            say(Observation::Missed { path, reason: "rewritten_in_place", error });
+        }
         self.drain(say);
         let now = now_ns();
         for live in self.workers.grown_up(now) {
@@ -195,7 +204,7 @@ impl Observer {
             self.attacher.forget_plain();
         }
         self.sources.look(&self.proc, &self.kernel, now);
-        self.attacher.sweep(&mut self.kernel, now);
+        self.attacher.sweep(now);
     }
 
     /// Takes everything that has arrived.
@@ -291,6 +300,7 @@ impl Observer {
         let worker = self.worker(process, program, self.attacher.versions_of(pid), executed);
         let live = self.workers.enter(worker, executed.unwrap_or(now));
         say(Observation::Started(Arc::clone(&live.worker)));
+        self.written.hold(pid);
         for mapping in discover::mappings_of(&self.proc, pid) {
             self.see(&mapping, say);
         }
@@ -317,8 +327,8 @@ impl Observer {
             occt_version: versions.occt,
             executed_ns,
             flow_type: flow_type::flow_type(&job.flow_type, &command, &self.flow_rules),
-            job,
             container: self.containers.of(proc, pid),
+            job,
         }
     }
 
@@ -355,6 +365,10 @@ impl Observer {
                 };
                 let worker = self.worker_of(record.process, &slot.versions, say);
                 let mut operation = receive::operation(&record, &slot, worker, &self.exceptions);
+                if operation.probe.ignores(&operation.values) {
+                    return;
+                }
+                self.written.size(&mut operation);
                 operation.source = self.sources.take(record.tid, record.start_ns, record.end_ns);
                 if let Some(live) = self.workers.get_mut(record.process.pid) {
                     live.did(&mut operation);
@@ -364,6 +378,7 @@ impl Observer {
             Event::Forked { parent, child } => {
                 if self.workers.fork(parent.pid, child, now_ns()).is_some() {
                     self.attacher.inherit(parent.pid, child.pid);
+                    self.written.hold(child.pid);
                 }
             }
             Event::Executed(process, at_ns) => {
@@ -404,6 +419,7 @@ impl Observer {
             let live = self.workers.enter(worker, executed.unwrap_or_else(now_ns));
             live.settled = true;
             say(Observation::Started(Arc::clone(&live.worker)));
+            self.written.hold(process.pid);
             // A refusal shows when the process ends without notice: the review finds it.
             let _ = self.kernel.add_worker(process);
         }
@@ -438,6 +454,7 @@ impl Observer {
     ) {
         self.attacher.release(pid, ended_ns);
         self.sources.end(pid);
+        self.written.release(pid);
         if let Some(mut live) = self.workers.end(pid, ended_ns) {
             announce(&mut live, say);
             let end = Box::new(end(&mut live));
@@ -455,6 +472,12 @@ impl Observer {
     /// The live workers.
     pub fn workers(&self) -> impl Iterator<Item = &Live> {
         self.workers.iter()
+    }
+
+    /// The operations that are open now.
+    #[must_use]
+    pub fn in_flight(&self) -> Vec<InFlight> {
+        in_flight::in_flight(&self.kernel, &self.attacher, &self.workers, now_ns())
     }
 
     /// The node's procfs.
@@ -526,6 +549,7 @@ fn missed(mapping: &Mapping, error: &FileError) -> Observation {
         FileError::Open(discover::OpenError::Gone) => "process_gone",
         FileError::Open(_) => "file_not_opened",
         FileError::Read(_) => "file_not_read",
+        FileError::Changed => "file_changed",
         FileError::Elf(_) => "not_elf",
         FileError::Attach(_) => "attach_refused",
         FileError::Kernel(_) => "kernel_map",

@@ -2,6 +2,9 @@
 //!
 //! Pure. `cadscope probes` prints it, the attacher carries it out.
 
+mod similar;
+
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use cadscope_common::probe::base;
@@ -45,6 +48,8 @@ pub struct PlannedProbe {
     pub layout: Option<usize>,
     /// Its sites, or why there are none.
     pub sites: Result<Sites, Unplaceable>,
+    /// The file has the function under this signature only, which the catalogue does not know.
+    pub found_as: Option<String>,
 }
 
 impl PlannedProbe {
@@ -52,6 +57,28 @@ impl PlannedProbe {
     #[must_use]
     pub fn layout(&self) -> Option<&Layout> {
         self.probe.layouts.get(self.layout?)
+    }
+
+    /// What is not complete about it: another signature, or values whose place is not known for these versions.
+    #[must_use]
+    pub fn note(&self, versions: &Versions) -> Option<String> {
+        if let Some(found) = &self.found_as {
+            return Some(format!("another signature, so the duration only: {found}"));
+        }
+        let read =
+            |layout: &Layout| layout.values.iter().map(|(name, _)| name.clone()).collect::<HashSet<_>>();
+        let known = self.layout().map(read).unwrap_or_default();
+        let all: HashSet<String> = self.probe.layouts.iter().flat_map(read).collect();
+        let mut lacking: Vec<String> = all.difference(&known).cloned().collect();
+        lacking.sort();
+        (!lacking.is_empty()).then(|| {
+            format!(
+                "not known where these are in FreeCAD `{}`, OCCT `{}`: {}",
+                versions.freecad,
+                versions.occt,
+                lacking.join(", ")
+            )
+        })
     }
 }
 
@@ -111,10 +138,13 @@ pub fn plan(bytes: &[u8], catalog: &Catalog, versions: &Versions) -> Result<Plan
         });
         let placement = if reads_return { Placement::ReturnFinal } else { Placement::Cheapest };
         let sites = elf.place_with(symbol, FollowPolicy::default(), placement, &[]);
-        plan.probes.push(PlannedProbe { probe: Arc::clone(probe), layout, sites });
+        plan.probes.push(PlannedProbe { probe: Arc::clone(probe), layout, sites, found_as: None });
         symbols.push((symbol, placement));
     }
     go_on_in_each_other(&elf, &mut plan.probes, &symbols);
+    if !plan.probes.is_empty() || elf.soname().is_some_and(is_ours) {
+        add_similar(&elf, catalog, &mut plan);
+    }
     plan.caught = entries(&elf, &[CATCH]);
     plan.raised = entries(&elf, &RAISE);
     plan.resumed = entries(&elf, &[RESUME]);
@@ -135,6 +165,30 @@ fn go_on_in_each_other(elf: &ElfFile<'_>, probes: &mut [PlannedProbe], symbols: 
         {
             planned.sites = Ok(again);
         }
+    }
+}
+
+/// A library of OCCT or FreeCAD by its name.
+fn is_ours(soname: &str) -> bool {
+    ["libTK", "libFreeCAD", "libOndsel"].iter().any(|start| soname.starts_with(start))
+}
+
+/// Adds functions that the file has under another signature than the catalogue knows.
+fn add_similar(elf: &ElfFile<'_>, catalog: &Catalog, plan: &mut Plan) {
+    let planned: HashSet<&str> = plan.probes.iter().map(|planned| planned.probe.id.as_str()).collect();
+    let missing: Vec<&Probe> =
+        catalog.probes.iter().map(Arc::as_ref).filter(|probe| !planned.contains(probe.id.as_str())).collect();
+    let known: HashSet<&str> =
+        catalog.probes.iter().flat_map(|probe| &probe.symbols).map(String::as_str).collect();
+    let found = similar::find(&missing, &known, elf.exported_names());
+    for probe in &catalog.probes {
+        let Some((symbol, shown)) = found.get(&probe.id) else { continue };
+        plan.probes.push(PlannedProbe {
+            probe: Arc::clone(probe),
+            layout: None,
+            sites: elf.place_with(symbol, FollowPolicy::default(), Placement::Cheapest, &[]),
+            found_as: Some(shown.clone()),
+        });
     }
 }
 

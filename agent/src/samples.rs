@@ -36,6 +36,8 @@ pub(crate) fn probe(id: &str, title: &str) -> Probe {
         group: None,
         error_when: Vec::new(),
         count_when: Vec::new(),
+        ignore_when: Vec::new(),
+        also: Vec::new(),
     }
 }
 

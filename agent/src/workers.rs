@@ -150,6 +150,12 @@ impl Workers {
     }
 
     /// A worker.
+    #[must_use]
+    pub fn get(&self, pid: u32) -> Option<&Live> {
+        self.live.get(&pid)
+    }
+
+    /// A worker.
     pub fn get_mut(&mut self, pid: u32) -> Option<&mut Live> {
         self.live.get_mut(&pid)
     }

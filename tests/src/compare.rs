@@ -158,13 +158,14 @@ fn check_pair(call: &Call, operation: &Operation, complaints: &mut Vec<String>) 
     if operation.end_ns < operation.start_ns {
         complain("ended before it began".to_owned());
     }
-    // A tail-calling function lasts until the one that it went on in has returned; `n` microseconds of work are there.
-    if let Some((start, end)) = call.clock_ns
+    // A tail-calling function lasts until the one that it went on in has returned: that one works `n` microseconds.
+    if let (Some(us), Some((start, end))) = (call.n, call.clock_ns)
         && call.id.contains(".tail_")
-        && call.n.is_some_and(|us| us >= 1500)
-        && operation.duration_ns() < (end - start) / 2
+        && us >= 1500
+        && end - start > us * 1000
+        && operation.duration_ns() < us * 500
     {
-        complain(format!("took {} ns, reported {}", end - start, operation.duration_ns()));
+        complain(format!("worked {us} us, reported {} ns", operation.duration_ns()));
     }
     if let Some((_, end)) = call.clock_ns
         && (operation.start_ns > end || (call.how == "return" && operation.end_ns > end))

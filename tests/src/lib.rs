@@ -11,6 +11,7 @@
 //! | `CADSCOPE_ONLY=a,b` | only these torture scenarios or variants |
 
 pub mod agent;
+pub mod builds;
 pub mod compare;
 pub mod freecad;
 pub mod independent;

@@ -83,6 +83,19 @@ pub struct Operation {
     /// The Python stack that called it, if it was slow.
     #[serde(default)]
     pub source: Option<serde_json::Value>,
+    /// Resident memory of the process.
+    pub memory: Option<Memory>,
+}
+
+/// Resident memory of the process around a call, in bytes.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Memory {
+    /// When it began.
+    pub entry_bytes: i64,
+    /// When it ended, absent if the process was gone.
+    pub exit_bytes: Option<i64>,
+    /// The most in between.
+    pub peak_bytes: i64,
 }
 
 /// A probe that was not attached to a file.

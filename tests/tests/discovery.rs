@@ -11,6 +11,7 @@ use cadscope_tests::freecad::{Job, copy};
 use cadscope_tests::node::{require_root, scratch};
 use cadscope_tests::residue;
 use cadscope_tests::run::{self, Running};
+use cadscope_tests::worker::{self, Worker};
 
 const BOOLEANS: &str = "occt_boolean_duration_seconds_count";
 
@@ -142,4 +143,105 @@ fn probes_of_a_file_that_nobody_maps_any_more_are_taken_away() -> Result<()> {
     run::until("the deleted file leaves /status", Duration::from_secs(40), || {
         agent.get("/status").ok().filter(|(_, body)| !body.contains(&name)).map(|_| ())
     })
+}
+
+/// Probes of the old contents would lie inside instructions of the new ones.
+#[test]
+fn a_library_rewritten_in_place_does_the_same_and_is_observed_anew() -> Result<()> {
+    let _node = require_root()?;
+    let (built, other) = (worker::build("o2")?, worker::build("o0")?);
+    let folder = scratch()?;
+    let library = folder.path().join("libtorture_plugin.so");
+    let program = folder.path().join("torture");
+    fs::copy(&built.program, &program)?;
+    fs::copy(built.program.with_file_name("libtorture_plugin.so"), &library)?;
+    let worker = Worker { program, ..built };
+    let scenario = ["dlopen_dlclose_dlopen"];
+    let alone = worker.run(&scenario)?.0;
+    let agent = Agent::start(&["--catalog".as_ref(), worker.catalog.as_os_str()])?;
+    let calls = "torture_call_duration_seconds_count";
+    for contents in [&other.program, &worker.program.with_file_name("libtorture_plugin.so"), &other.program] {
+        // Twice: the first run shows the agent the file.
+        for _ in 0..2 {
+            let watched = worker.run(&scenario)?.0;
+            ensure!(watched.code == alone.code && watched.stdout == alone.stdout, "differs: {watched:?}");
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        let before = agent.metrics()?.sum(calls, &[]);
+        let made = worker.run(&scenario)?.1.len() as f64;
+        let after = agent.metrics_when(Duration::from_secs(5), |m| m.sum(calls, &[]) >= before + made)?;
+        let counted = after.sum(calls, &[]) - before;
+        ensure!(counted == made, "{counted} of {made} calls; agent:\n{}", agent.log());
+        let bytes = fs::read(contents.with_file_name("libtorture_plugin.so"))?;
+        fs::write(&library, bytes)?; // the same inode
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    ensure!(agent.log().contains("rewritten_in_place"), "no word of it:\n{}", agent.log());
+    Ok(())
+}
+
+/// An overlay mount that ends with the value.
+struct Overlay(std::path::PathBuf);
+
+impl Overlay {
+    fn mount(folder: &Path, name: &str, image: &Path) -> Result<Self> {
+        let [upper, work, merged] = ["upper", "work", "merged"].map(|part| folder.join(name).join(part));
+        for part in [&upper, &work, &merged] {
+            fs::create_dir_all(part)?;
+        }
+        let options =
+            format!("lowerdir={},upperdir={},workdir={}", image.display(), upper.display(), work.display());
+        nix::mount::mount(
+            Some("overlay"),
+            &merged,
+            Some("overlay"),
+            nix::mount::MsFlags::empty(),
+            Some(options.as_str()),
+        )?;
+        Ok(Self(merged))
+    }
+}
+
+impl Drop for Overlay {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+/// A probe belongs to the inode that containers share: attached for each, one call would be seen twice.
+#[test]
+fn containers_of_one_image_are_attached_once() -> Result<()> {
+    let _node = require_root()?;
+    let built = worker::build("o2")?;
+    let folder = scratch()?;
+    let image = folder.path().join("image");
+    fs::create_dir(&image)?;
+    for name in ["torture", "libtorture_plugin.so"] {
+        fs::copy(built.program.with_file_name(name), image.join(name))?;
+    }
+    let containers =
+        [Overlay::mount(folder.path(), "one", &image)?, Overlay::mount(folder.path(), "two", &image)?];
+    let agent = Agent::start(&["--catalog".as_ref(), built.catalog.as_os_str()])?;
+    let calls = "torture_call_duration_seconds_count";
+    let workers: Vec<Worker> = containers
+        .iter()
+        .map(|container| Worker { program: container.0.join("torture"), ..built.clone() })
+        .collect();
+    for worker in &workers {
+        worker.run(&["returns", "throw_frames"])?;
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    let before = agent.metrics()?.sum(calls, &[]);
+    let mut made = 0.0;
+    for worker in &workers {
+        made += worker.run(&["returns", "throw_frames"])?.1.len() as f64;
+    }
+    agent.metrics_when(Duration::from_secs(5), |m| m.sum(calls, &[]) >= before + made)?;
+    std::thread::sleep(Duration::from_millis(300));
+    let counted = agent.metrics()?.sum(calls, &[]) - before;
+    ensure!(counted == made, "{counted} of {made} calls; agent:\n{}", agent.log());
+    let status = agent.get("/status")?.1;
+    let files = status.matches("/torture\"").count();
+    ensure!(files == 1, "the program is listed {files} times: {status}");
+    Ok(())
 }

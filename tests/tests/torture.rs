@@ -15,9 +15,9 @@ use cadscope_tests::worker::{self, Worker};
 /// function may be left out, with its reason.
 const SKIPPABLE: [&str; 3] = ["torture.tail_register", "torture.tail_table", "torture.tail_library"];
 
-/// The worker waits so long where a file may be new to cadscope. That its very first calls are seen without is a test
-/// of its own, so that the others say what is wrong with calls and not with speed.
-const SETTLE_MS: &str = "500";
+/// The worker waits at most so long until its files are probed. That its very first calls are seen without is a test of
+/// its own, so that the others say what is wrong with calls and not with speed.
+const SETTLE_MS: &str = "10000";
 
 /// Calls open at once on a thread that are tracked; deeper ones are counted.
 const MAX_DEPTH: u32 = 64;

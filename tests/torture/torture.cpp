@@ -4,7 +4,7 @@
 //   torture --catalog   the catalogue of its probed functions, for `cadscope --catalog`
 //
 // TORTURE_RECORD=FILE   where it writes its own record of all probed calls (record.hpp)
-// TORTURE_SETTLE_MS=N   how long it waits at its start and after the first dlopen: its files may be new to the observer
+// TORTURE_SETTLE_MS=N   how long it waits at most, at its start and after the first dlopen, until its files are probed
 #include <dlfcn.h>
 #include <errno.h>
 #include <signal.h>
@@ -32,9 +32,22 @@ using namespace torture;
 
 std::string program, folder;
 
-void settle() {
+// Whether a breakpoint lies in the first bytes of a function.
+bool is_probed(const void *function) {
+    const volatile unsigned char *code = static_cast<const unsigned char *>(function);
+    for (int i = 0; i < 16; i++)
+        if (code[i] == 0xcc) return true;
+    return false;
+}
+
+// Waits until all of these functions are probed, and a little for those that are probed with them.
+void settle(std::vector<const void *> functions) {
     const char *ms = getenv("TORTURE_SETTLE_MS");
-    if (ms) usleep(useconds_t(atoi(ms)) * 1000);
+    if (!ms) return;
+    int64_t until = record::now() + atoll(ms) * 1000000;
+    for (const void *function : functions)
+        while (!is_probed(function) && record::now() < until) usleep(1000);
+    if (atoll(ms) > 0) usleep(50 * 1000);
 }
 
 // ---- no exception, no jump -------------------------------------------------------------------------------------
@@ -415,7 +428,7 @@ long dlopen_dlclose_dlopen() {
             fprintf(stderr, "%s\n", dlerror());
             abort();
         }
-        if (i == 0) settle();
+        if (i == 0) settle({dlsym(library, "_ZN6plugin4workEi")});
         sum = sum * 31 + call_plugin(library) + CALL(small, i);
         if (dlclose(library) != 0) abort();
     }
@@ -693,7 +706,9 @@ int main(int count, char **arguments) {
     }
     record::start();
     install_handlers();
-    settle();
+    settle({reinterpret_cast<void *>(&torture::small), reinterpret_cast<void *>(&torture::throws_failure),
+        reinterpret_cast<void *>(&abi::__cxa_begin_catch), dlsym(RTLD_DEFAULT, "_Unwind_RaiseException"),
+        dlsym(RTLD_DEFAULT, "_Unwind_Resume"), reinterpret_cast<void *>(&longjmp)});
     for (int i = 1; i < count; i++) {
         bool found = false;
         for (const Scenario &s : scenarios) {

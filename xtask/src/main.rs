@@ -13,6 +13,7 @@ use crate::setup::Purpose;
 
 mod bench;
 mod build;
+mod builds;
 mod demo;
 mod imports;
 mod places;
@@ -60,6 +61,14 @@ enum Task {
         /// Optimised, as it is shipped
         #[arg(long)]
         release: bool,
+    },
+    /// Make the other builds of FreeCAD and OCCT that tests run on, in the cache
+    ///
+    /// Root file systems of other Debian suites (mmdebstrap, needs root) and virtual environments with Python wheels.
+    /// Makes what is missing; `test` calls it for those it needs.
+    Builds {
+        /// Which (all unless told): freecad-1.0, freecad-1.1, wheel-7.7, wheel-7.8, wheel-7.9, wheel-8.0
+        names: Vec<String>,
     },
     /// Show it on a real FreeCAD job: the waterfall of its operations, then its metrics
     ///
@@ -112,6 +121,7 @@ fn main() -> ExitCode {
         Task::Setup { check: true, purpose } => setup::check(purpose),
         Task::Setup { check: false, purpose } => setup::install(purpose),
         Task::Build { release } => build::build(build::Profile::named(release)).map(drop),
+        Task::Builds { names } => builds::make(&names),
         Task::Demo { script } => demo::demo(script),
         Task::Test { full } => test::test(test::Rules { full, locked: false }),
         Task::Ci { full } => test::test(test::Rules { full, locked: true }),

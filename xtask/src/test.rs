@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 
 use crate::build::{Profile, build};
+use crate::builds;
 use crate::imports;
 use crate::places::repository;
 use crate::setup::{self, Purpose, is_root};
@@ -67,11 +68,12 @@ fn all(stages: &mut Stages, rules: Rules) -> Result<()> {
         binary = Some(build(Profile::Release)?);
         Ok(())
     })?;
+    stages.run("other builds", || builds::make_for_tests(rules.full))?;
     stages.count("root tests", |counts| {
         let mut cargo = cargo()?;
         cargo.args(["test", "--package", "cadscope-tests", "--", "--test-threads=1"]);
         cargo.args(rules.full.then_some("--include-ignored"));
-        cargo.env("CADSCOPE_BIN", binary.context("not built")?);
+        cargo.env("CADSCOPE_BIN", binary.context("not built")?).env("CADSCOPE_BUILDS", builds::folder()?);
         if rules.full {
             cargo.env("CADSCOPE_FULL", "1");
         }

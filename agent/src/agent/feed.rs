@@ -1,7 +1,6 @@
 //! Turns observations into metrics and log lines.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use tracing::{debug, info, warn};
@@ -143,11 +142,6 @@ impl<'a> Feed<'a> {
         self.traces.tick(self.metrics);
     }
 
-    /// Sends what is left; these workers still run.
-    pub(super) fn end<'w>(self, running: impl Iterator<Item = (&'w Arc<Worker>, u64)>, now_ns: u64) {
-        self.traces.end(running, now_ns);
-    }
-
     /// Asks procfs what the workers use.
     pub(super) fn look_at_usage(&mut self, observer: &Observer) {
         let now = now_ns();
@@ -164,6 +158,12 @@ impl<'a> Feed<'a> {
         }
         self.metrics.worker_memory(self.usages.used());
         self.metrics.forget_cpu(&self.usages.kept(now));
+    }
+
+    /// Sends what is left; the workers still run.
+    pub(super) fn end(self, observer: &Observer) {
+        let running = observer.workers().filter(|live| live.announced);
+        self.traces.end(running.map(|live| (&live.worker, live.started_ns)), now_ns());
     }
 
     pub(super) fn oom_kills(&mut self) -> &[OomStatus] {

@@ -10,7 +10,7 @@ use cadscope_common::probe::{TEXT_BLOCK, edge, kind};
 use cadscope_common::record::{self, ended_by};
 use cpp_demangle::{DemangleOptions, Symbol};
 
-use super::{Condition, Derived, Label, Layout, Place, Probe, Product, ranges};
+use super::{Comparison, Condition, Derived, Label, Layout, Place, Probe, Product, ranges};
 use crate::value::{Outcome, Value};
 
 /// Label value where the value could not be read.
@@ -78,6 +78,7 @@ impl Probe {
                     .filter(|bytes| *bytes >= 0 && bytes % each == 0)
                     .map(|bytes| bytes / each)
                     .filter(|count| *count <= MAX_COUNT),
+                Derived::FileBytes(_) => None,
             };
             if let Some(value) = value {
                 values.insert(name.clone(), Value::Int(value));
@@ -94,14 +95,32 @@ impl Probe {
     /// How a call that returned went.
     #[must_use]
     pub fn outcome(&self, values: &BTreeMap<String, Value>) -> Outcome {
-        let failed = self.error_when.iter().any(|condition| holds(condition, values));
+        let failed = self.error_when.iter().any(|condition| condition.holds_for(values));
         if failed { Outcome::Error } else { Outcome::Ok }
     }
 
     /// The call is one that metrics count.
     #[must_use]
     pub fn counts(&self, values: &BTreeMap<String, Value>) -> bool {
-        self.count_when.iter().all(|condition| holds(condition, values))
+        self.count_when.iter().all(|condition| condition.holds_for(values))
+    }
+
+    /// The call had nothing to do, and is no operation.
+    #[must_use]
+    pub fn ignores(&self, values: &BTreeMap<String, Value>) -> bool {
+        self.ignore_when.iter().any(|condition| condition.holds_for(values))
+    }
+
+    /// Name of the value that is the size of a file, and the file's path.
+    #[must_use]
+    pub fn written_file<'a>(&'a self, values: &'a BTreeMap<String, Value>) -> Option<(&'a str, &'a str)> {
+        self.derived.iter().find_map(|(name, made)| match made {
+            Derived::FileBytes(path) => match values.get(path) {
+                Some(Value::Text(path)) => Some((name.as_str(), &**path)),
+                _ => None,
+            },
+            _ => None,
+        })
     }
 
     /// What the operation is called: the title with its places filled; a value that is absent is left
@@ -146,6 +165,15 @@ impl Probe {
     }
 }
 
+impl Comparison {
+    fn holds_for(&self, values: &BTreeMap<String, Value>) -> bool {
+        match values.get(&self.value) {
+            Some(Value::Int(number)) => (*number == self.number) == self.equal,
+            _ => false,
+        }
+    }
+}
+
 impl Condition {
     fn holds(&self, version: &[u32]) -> bool {
         self.at_least.as_deref().is_none_or(|least| version >= least)
@@ -157,9 +185,10 @@ impl Label {
     /// The value that the label is made from.
     pub(crate) fn value(&self) -> Option<&str> {
         match self {
-            Self::Constant(_) | Self::Status => None,
+            Self::Constant(_) | Self::Status | Self::StatusAs(_) => None,
             Self::Map(name, _)
             | Self::Range(name)
+            | Self::Bytes(name)
             | Self::Workbench(name)
             | Self::Text(name)
             | Self::Extension(name)
@@ -167,17 +196,24 @@ impl Label {
         }
     }
 
-    fn text<'a>(&'a self, values: &'a BTreeMap<String, Value>, outcome: Outcome) -> Cow<'a, str> {
+    /// The label's value.
+    pub(crate) fn text<'a>(&'a self, values: &'a BTreeMap<String, Value>, outcome: Outcome) -> Cow<'a, str> {
         let value = self.value().and_then(|name| values.get(name));
         match (self, value) {
             (Self::Constant(text), _) => Cow::Borrowed(text),
             (Self::Status, _) => Cow::Borrowed(outcome.as_str()),
+            (Self::StatusAs(names), _) => Cow::Borrowed(
+                names.get(outcome.as_str()).or_else(|| names.get(OTHER)).map_or(OTHER, String::as_str),
+            ),
             (_, None) => Cow::Borrowed(UNKNOWN),
             (Self::Map(_, map), Some(Value::Int(number))) => {
                 Cow::Borrowed(map.get(number).map_or(OTHER, String::as_str))
             }
             (Self::Range(_), Some(Value::Int(number))) => {
                 Cow::Borrowed(u64::try_from(*number).map_or(UNKNOWN, ranges::of_count))
+            }
+            (Self::Bytes(_), Some(Value::Int(number))) => {
+                Cow::Borrowed(u64::try_from(*number).map_or(UNKNOWN, ranges::of_bytes))
             }
             (Self::Text(_), Some(Value::Int(number))) => Cow::Owned(number.to_string()),
             (Self::Text(_), Some(Value::Text(text))) => Cow::Borrowed(text),
@@ -189,10 +225,6 @@ impl Label {
             _ => Cow::Borrowed(OTHER),
         }
     }
-}
-
-fn holds((name, wanted): &(String, i64), values: &BTreeMap<String, Value>) -> bool {
-    values.get(name) == Some(&Value::Int(*wanted))
 }
 
 /// The kind of a fetch if it was read.

@@ -10,7 +10,7 @@ use toml::{Table, Value};
 
 use super::expression::{self, Expression};
 use super::keys::{suggestion, unknown_key};
-use super::{Condition, Derived, Label, Layout, Probe, Product, program};
+use super::{Amount, Comparison, Condition, Derived, Label, Layout, Measure, Probe, Product, program};
 
 /// Why a catalogue file is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -45,7 +45,8 @@ pub enum CatalogError {
     },
 }
 
-const PROBE_KEYS: [&str; 14] = [
+const PROBE_KEYS: [&str; 16] = [
+    "also",
     "attributes",
     "count_when",
     "counter",
@@ -55,19 +56,26 @@ const PROBE_KEYS: [&str; 14] = [
     "group",
     "help",
     "id",
+    "ignore_when",
     "labels",
     "layout",
     "metric",
     "symbols",
     "title",
 ];
-const LABEL_KEYS: [&str; 6] = ["constant", "extension", "map", "range", "value", "workbench"];
-const DERIVED_KEYS: [&str; 4] = ["each", "from", "sum", "to"];
+const LABEL_KEYS: [&str; 8] =
+    ["bytes", "constant", "extension", "map", "range", "status", "value", "workbench"];
+const OUTCOMES: [&str; 5] = ["error", "exception", "killed", "ok", "other"];
+const DERIVED_KEYS: [&str; 5] = ["each", "file", "from", "sum", "to"];
+const ALSO_KEYS: [&str; 6] = ["counter", "help", "histogram", "labels", "metric", "value"];
 const LAYOUT_KEYS: [&str; 3] = ["enter", "leave", "when"];
 
+const DERIVED_FORMS: &str =
+    "must be { sum = [\"…\"] }, { from = \"…\", to = \"…\", each = 8 } or { file = \"…\" }";
+
 /// Labels that the agent itself adds.
-const RESERVED_LABELS: [&str; 8] =
-    ["container", "file_size_range", "freecad_version", "le", "namespace", "occt_version", "pod", "quantile"];
+const RESERVED_LABELS: [&str; 7] =
+    ["container", "freecad_version", "le", "namespace", "occt_version", "pod", "quantile"];
 
 /// Longest id, title, label value, …
 const MAX_TEXT: usize = 400;
@@ -122,37 +130,64 @@ pub(super) fn check_beside(others: &[Arc<Probe>], probe: &Probe, origin: &str) -
     if others.iter().any(|other| other.id == probe.id) {
         return Err(error("id", "is taken by another probe; choose a new one".to_owned()));
     }
-    for (key, family) in [("metric", &probe.metric), ("counter", &probe.counter)] {
-        let Some(family) = family else { continue };
-        let same_family =
-            |other: &&Arc<Probe>| [&other.metric, &other.counter].contains(&&Some(family.clone()));
-        let Some(other) = others.iter().find(same_family) else {
-            if probe.help.is_empty() {
-                return Err(error("help", format!("is missing: say what {family} measures")));
+    for own in families(probe) {
+        let Some(other) = others.iter().find_map(|other| {
+            families(other).into_iter().find(|family| family.name == own.name).map(|family| (other, family))
+        }) else {
+            if own.help.is_empty() {
+                return Err(error("help", format!("is missing: say what {} measures", own.name)));
             }
             continue;
         };
-        if !other.labels.keys().eq(probe.labels.keys()) {
-            let names = |p: &Probe| p.labels.keys().cloned().collect::<Vec<_>>().join(", ");
+        let (other, family) = other;
+        if !family.labels.keys().eq(own.labels.keys()) {
+            let names =
+                |labels: &BTreeMap<String, Label>| labels.keys().cloned().collect::<Vec<_>>().join(", ");
             return Err(error(
                 "labels",
                 format!(
-                    "are {}, but {family} has {} in probe `{}`; use the same",
-                    names(probe),
-                    names(other),
+                    "are {}, but {} has {} in probe `{}`; use the same",
+                    names(own.labels),
+                    own.name,
+                    names(family.labels),
                     other.id
                 ),
             ));
         }
-        let is_counter = |p: &Probe| p.counter.as_deref() == Some(family);
-        if is_counter(other) != is_counter(probe) {
+        if family.kind != own.kind {
             return Err(error(
-                key,
-                format!("{family} is the other type in probe `{}`; choose a new name", other.id),
+                own.key,
+                format!("{} is the other type in probe `{}`; choose a new name", own.name, other.id),
             ));
         }
     }
     Ok(())
+}
+
+/// A family of a probe: all of it that other probes have to agree with.
+struct Family<'a> {
+    key: &'static str,
+    name: &'a str,
+    kind: &'static str,
+    help: &'a str,
+    labels: &'a BTreeMap<String, Label>,
+}
+
+fn families(probe: &Probe) -> Vec<Family<'_>> {
+    let first = [("metric", &probe.metric), ("counter", &probe.counter)];
+    let first = first.into_iter().filter_map(|(key, name)| {
+        let name = name.as_deref()?;
+        Some(Family { key, name, kind: key, help: &probe.help, labels: &probe.labels })
+    });
+    let also = probe.also.iter().map(|measure| {
+        let kind = match measure.amount {
+            Amount::Duration => "metric",
+            Amount::One | Amount::Add(_) => "counter",
+            Amount::Observe(_) => "histogram",
+        };
+        Family { key: "also", name: &measure.family, kind, help: &measure.help, labels: &measure.labels }
+    });
+    first.chain(also).collect()
 }
 
 struct Wrong {
@@ -184,8 +219,10 @@ fn probe(table: &Table) -> Result<Probe, Wrong> {
         layouts: layouts(table)?,
         derived: derived(table)?,
         group: text(table, "group")?,
-        error_when: equalities(table, "error_when")?,
-        count_when: equalities(table, "count_when")?,
+        error_when: comparisons(table, "error_when")?,
+        count_when: comparisons(table, "count_when")?,
+        ignore_when: comparisons(table, "ignore_when")?,
+        also: also(table)?,
         id,
         function,
     };
@@ -288,7 +325,9 @@ fn label(value: &Value, key: &str) -> Result<Label, Wrong> {
     let table = match value {
         Value::String(word) if word == "status" => return Ok(Label::Status),
         Value::Table(table) => table,
-        _ => return Err(wrong(key, "must be \"status\", { constant = \"…\" } or { value = \"…\" }")),
+        _ => {
+            return Err(wrong(key, "must be \"status\", { constant = \"…\" } or { value = \"…\" }"));
+        }
     };
     check_keys(table, &LABEL_KEYS, &format!("{key}."))?;
     if let Some(constant) = text(table, "constant")? {
@@ -297,6 +336,11 @@ fn label(value: &Value, key: &str) -> Result<Label, Wrong> {
         } else {
             Err(wrong(key, "has a constant; remove the other keys"))
         };
+    }
+    if let Some(names) = subtable(table, "status", &format!("{key}.status"))? {
+        check_keys(names, &OUTCOMES, &format!("{key}.status."))?;
+        let names = names.iter().map(|(outcome, name)| Ok((outcome.clone(), as_text(name, key)?)));
+        return Ok(Label::StatusAs(names.collect::<Result<_, Wrong>>()?));
     }
     let Some(name) = text(table, "value")? else {
         return Err(wrong(key, "says neither `value` nor `constant`; add one"));
@@ -307,6 +351,13 @@ fn label(value: &Value, key: &str) -> Result<Label, Wrong> {
         Some(_) => Err(wrong(format!("{key}.{flag}"), "is true or left out")),
     };
     let map = subtable(table, "map", &format!("{key}.map"))?;
+    if flag("bytes")? {
+        return if table.len() == 2 {
+            Ok(Label::Bytes(name))
+        } else {
+            Err(wrong(key, "is a range of bytes; remove the other keys"))
+        };
+    }
     match (flag("range")?, flag("workbench")?, flag("extension")?, map) {
         (false, false, false, None) => Ok(Label::Text(name)),
         (true, false, false, None) => Ok(Label::Range(name)),
@@ -356,39 +407,82 @@ fn derived(table: &Table) -> Result<BTreeMap<String, Derived>, Wrong> {
     for (name, value) in subtable(table, "derived", "derived")?.into_iter().flatten() {
         let key = format!("derived.{name}");
         let Value::Table(table) = value else {
-            return Err(wrong(key, "must be { sum = [\"…\"] } or { from = \"…\", to = \"…\", each = 8 }"));
+            return Err(wrong(key, DERIVED_FORMS));
         };
         check_keys(table, &DERIVED_KEYS, &format!("{key}."))?;
+        if let Some(path) = text(table, "file")? {
+            if table.len() > 1 {
+                return Err(wrong(key, DERIVED_FORMS));
+            }
+            all.insert(name.clone(), Derived::FileBytes(path));
+            continue;
+        }
         let sum = texts(table, "sum", &key)?;
         let made = match (sum.is_empty(), text(table, "from")?, text(table, "to")?, table.get("each")) {
             (false, None, None, None) => Derived::Sum(sum),
             (true, Some(from), Some(to), Some(Value::Integer(each))) if *each > 0 => {
                 Derived::Count { from, to, each: *each }
             }
-            _ => {
-                return Err(wrong(
-                    key,
-                    "must be { sum = [\"…\"] } or { from = \"…\", to = \"…\", each = 8 }",
-                ));
-            }
+            _ => return Err(wrong(key, DERIVED_FORMS)),
         };
         all.insert(name.clone(), made);
     }
     Ok(all)
 }
 
-fn equalities(table: &Table, key: &str) -> Result<Vec<(String, i64)>, Wrong> {
-    let mut conditions = Vec::new();
-    for condition in texts(table, key, key)? {
-        let parsed = condition.split_once("==").and_then(|(name, number)| {
-            Some((name.trim().to_owned(), number.trim().parse().ok()?)).filter(|(name, _)| is_name(name))
-        });
-        let Some(parsed) = parsed else {
-            return Err(wrong(key, format!("`{condition}` has not the form `value == number`")));
-        };
-        conditions.push(parsed);
+fn comparisons(table: &Table, key: &str) -> Result<Vec<Comparison>, Wrong> {
+    let parse = |condition: &str, sign: &str| {
+        let (name, number) = condition.split_once(sign)?;
+        let (value, number) = (name.trim().to_owned(), number.trim().parse().ok()?);
+        is_name(&value).then_some(Comparison { value, number, equal: sign == "==" })
+    };
+    texts(table, key, key)?
+        .iter()
+        .map(|condition| {
+            parse(condition, "==").or_else(|| parse(condition, "!=")).ok_or_else(|| {
+                wrong(key, format!("`{condition}` has not the form `value == number` or `value != number`"))
+            })
+        })
+        .collect()
+}
+
+fn also(table: &Table) -> Result<Vec<Measure>, Wrong> {
+    let tables: &[Value] = match table.get("also") {
+        None => &[],
+        Some(Value::Array(tables)) => tables,
+        Some(_) => return Err(wrong("also", "is not a list; begin each with [[probe.also]]")),
+    };
+    tables
+        .iter()
+        .map(|value| match value {
+            Value::Table(table) => measure(table),
+            _ => Err(wrong("also", "is not a list of tables; begin each with [[probe.also]]")),
+        })
+        .collect()
+}
+
+fn measure(table: &Table) -> Result<Measure, Wrong> {
+    check_keys(table, &ALSO_KEYS, "also.")?;
+    let value = text(table, "value")?;
+    let named = [
+        family(table, "metric", "_seconds")?.map(|name| (name, Amount::Duration)),
+        family(table, "counter", "_total")?
+            .map(|name| (name, value.clone().map_or(Amount::One, Amount::Add))),
+        family(table, "histogram", "")?
+            .map(|name| (name, value.clone().map_or(Amount::One, Amount::Observe))),
+    ];
+    let mut named = named.into_iter().flatten();
+    let (Some((family, amount)), None) = (named.next(), named.next()) else {
+        return Err(wrong("also", "names one family: `metric`, `counter` or `histogram`"));
+    };
+    if value.is_some() == (amount == Amount::Duration) && amount != Amount::One {
+        return Err(wrong("also.value", "goes with `counter` and `histogram` only"));
     }
-    Ok(conditions)
+    if table.contains_key("histogram") && value.is_none() {
+        return Err(wrong("also.value", "is missing: what does the histogram hold?"));
+    }
+    let help = text(table, "help")?.unwrap_or_default();
+    Ok(Measure { family, help, amount, labels: labels(table)? })
 }
 
 fn layouts(table: &Table) -> Result<Vec<Layout>, Wrong> {
@@ -484,6 +578,7 @@ fn check_names(probe: &Probe) -> Result<(), Wrong> {
         let inputs = match made {
             Derived::Sum(names) => names.iter().collect(),
             Derived::Count { from, to, .. } => vec![from, to],
+            Derived::FileBytes(path) => vec![path],
         };
         if read.contains(name.as_str()) {
             return Err(wrong(format!("derived.{name}"), "is read by a layout too; give one another name"));
@@ -497,9 +592,23 @@ fn check_names(probe: &Probe) -> Result<(), Wrong> {
             need(is_value(value), format!("labels.{name}"), value)?;
         }
     }
-    for (key, conditions) in [("error_when", &probe.error_when), ("count_when", &probe.count_when)] {
-        for (name, _) in conditions {
-            need(is_value(name), key.to_owned(), name)?;
+    for (key, conditions) in [
+        ("error_when", &probe.error_when),
+        ("count_when", &probe.count_when),
+        ("ignore_when", &probe.ignore_when),
+    ] {
+        for Comparison { value, .. } in conditions {
+            need(is_value(value), key.to_owned(), value)?;
+        }
+    }
+    for measure in &probe.also {
+        if let Amount::Add(value) | Amount::Observe(value) = &measure.amount {
+            need(is_value(value), "also.value".to_owned(), value)?;
+        }
+        for (name, label) in &measure.labels {
+            if let Some(value) = label.value() {
+                need(is_value(value), format!("also.labels.{name}"), value)?;
+            }
         }
     }
     for (attribute, name) in &probe.attributes {
@@ -517,6 +626,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::Catalog;
+    use super::Comparison;
 
     const GOOD: &str = r#"
 [[probe]]
@@ -549,7 +659,7 @@ ret = "u8(ret)"
     fn a_probe_of_the_user_is_read() {
         let catalog = add(GOOD).unwrap();
         let probe = &catalog.probes[0];
-        assert_eq!(probe.error_when, [("ret".to_owned(), 0)]);
+        assert_eq!(probe.error_when, [Comparison { value: "ret".to_owned(), number: 0, equal: true }]);
         // The layout that was given, and one without values for all other builds.
         assert_eq!(probe.layouts.len(), 2);
         assert!(probe.layout_for("7.8.1", "1.0").unwrap().values.len() == 2);

@@ -15,7 +15,7 @@ const BUFFER_BYTES: usize = 256 << 10;
 /// `PERF_RECORD_MISC_COMM_EXEC`: the name changed because a program was executed.
 const COMM_EXEC: u16 = 1 << 13;
 
-/// Identity of a file on this node.
+/// Identity of a file on this node, as a mapping states it or as [`super::identity`] finds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FileId {
     /// Device, major number.
@@ -24,11 +24,16 @@ pub struct FileId {
     pub minor: u32,
     /// Inode number.
     pub inode: u64,
+    /// Change of the inode (ctime), nanoseconds; 0 unless it takes the device's place.
+    pub changed_ns: i64,
 }
 
 impl std::fmt::Display for FileId {
     fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(to, "{}:{}:{}", self.major, self.minor, self.inode)
+        match self.changed_ns {
+            0 => write!(to, "{}:{}:{}", self.major, self.minor, self.inode),
+            _ => write!(to, "overlay:{}", self.inode),
+        }
     }
 }
 
@@ -129,7 +134,7 @@ impl Mappings {
                         }
                         take(Step::Mapped(Mapping {
                             pid: mapped.pid,
-                            file: FileId { major, minor, inode },
+                            file: FileId { major, minor, inode, changed_ns: 0 },
                             start: mapped.addr,
                             end: mapped.addr.saturating_add(mapped.len),
                             offset: mapped.pgoff,

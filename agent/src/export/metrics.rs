@@ -21,7 +21,8 @@ use prometheus_client::metrics::histogram::{Histogram, NativeHistogramConfig};
 use prometheus_client::registry::Registry;
 
 use super::exposition::{self, Format};
-use crate::catalog::Probe;
+use crate::catalog::{Amount, Label, Probe};
+use crate::in_flight::InFlight;
 use crate::operation::{Operation, Value};
 
 /// Upper bounds of the classic duration buckets, seconds: 1 ms, below which no alert cares, to the 10 minutes after which
@@ -29,6 +30,12 @@ use crate::operation::{Operation, Value};
 pub const DURATION_BOUNDS: &[f64] = &[
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0, 60.0, 120.0,
     300.0, 600.0,
+];
+
+/// Upper bounds of the classic buckets of a count of iterations; 500 is the threshold of an alert.
+pub const COUNT_BOUNDS: &[f64] = &[
+    0.0, 1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 50.0, 70.0, 100.0, 150.0, 200.0, 300.0, 500.0,
+    1000.0, 2000.0, 5000.0, 10_000.0,
 ];
 
 /// Native buckets a doubling: 2^3 = 8, each 9 % wider than the one before.
@@ -74,21 +81,6 @@ pub struct Exemplar<'a> {
     pub span_id: Option<&'a str>,
     /// When the operation ended.
     pub at: SystemTime,
-}
-
-/// Operations of one kind that are open now.
-#[derive(Clone, Debug, PartialEq)]
-pub struct InFlight {
-    /// Label `operation`.
-    pub operation: String,
-    /// Label `freecad_version`.
-    pub freecad_version: String,
-    /// Label `occt_version`.
-    pub occt_version: String,
-    /// How many.
-    pub count: u64,
-    /// Age of the oldest, seconds.
-    pub oldest_seconds: f64,
 }
 
 /// What the agent itself uses.
@@ -137,6 +129,8 @@ struct Resolved {
     _probe: Arc<Probe>,
     durations: Option<Arc<Durations>>,
     calls: Option<Arc<Number>>,
+    /// In the order of `probe.also`.
+    also: Vec<Option<Series>>,
 }
 
 /// A family's place in the limits.
@@ -152,7 +146,10 @@ enum Origin {
 enum Kind {
     Counter,
     Gauge,
-    Histogram,
+    /// A histogram of seconds.
+    Durations,
+    /// A histogram of counts.
+    Counts,
 }
 
 /// Label pairs, sorted by name.
@@ -191,20 +188,23 @@ impl Number {
     }
 }
 
+/// A histogram, of durations unless its bounds say otherwise.
 #[derive(Debug)]
 struct Durations {
+    bounds: &'static [f64],
     histogram: Histogram,
     /// The last one of each classic bucket; empty until the first.
     exemplars: Mutex<Vec<Option<model::Exemplar>>>,
 }
 
 impl Durations {
-    fn new() -> Self {
+    fn new(bounds: &'static [f64]) -> Self {
         let native = NativeHistogramConfig::with_schema(NATIVE_SCHEMA)
             .zero_threshold(NATIVE_ZERO)
             .max_buckets(NATIVE_BUCKETS);
         Self {
-            histogram: Histogram::new_classic_and_native(DURATION_BOUNDS.iter().copied(), native),
+            bounds,
+            histogram: Histogram::new_classic_and_native(bounds.iter().copied(), native),
             exemplars: Mutex::default(),
         }
     }
@@ -213,8 +213,8 @@ impl Durations {
         self.histogram.observe(seconds);
         let Some(exemplar) = exemplar else { return };
         let mut exemplars = lock(&self.exemplars);
-        exemplars.resize(DURATION_BOUNDS.len() + 1, None);
-        if let Some(slot) = exemplars.get_mut(DURATION_BOUNDS.partition_point(|bound| *bound < seconds)) {
+        exemplars.resize(self.bounds.len() + 1, None);
+        if let Some(slot) = exemplars.get_mut(self.bounds.partition_point(|bound| *bound < seconds)) {
             let span = exemplar.span_id.map(|id| pair("span_id", id));
             *slot = Some(model::Exemplar {
                 label: [pair("trace_id", exemplar.trace_id)].into_iter().chain(span).collect(),
@@ -260,7 +260,8 @@ impl Metrics {
         exemplar: Option<Exemplar<'_>>,
     ) {
         let probe = &operation.probe;
-        if ancestors_same_group || (probe.metric.is_none() && probe.counter.is_none()) {
+        let has_family = probe.metric.is_some() || probe.counter.is_some() || !probe.also.is_empty();
+        if ancestors_same_group || !has_family || !probe.counts(&operation.values) {
             return;
         }
         let key = self.key(operation);
@@ -276,8 +277,24 @@ impl Metrics {
         if let Some(durations) = &resolved.durations {
             durations.observe(seconds(operation), exemplar);
         }
-        if let Some(calls) = resolved.calls.as_ref().filter(|_| probe.counts(&operation.values)) {
+        if let Some(calls) = &resolved.calls {
             calls.add(1.0);
+        }
+        for (measure, series) in probe.also.iter().zip(&resolved.also) {
+            let Some(series) = series else { continue };
+            match (&measure.amount, series) {
+                (Amount::One, Series::Number(calls)) => calls.add(1.0),
+                (Amount::Add(value), Series::Number(sum)) => sum.add(count(operation, value).unwrap_or(0.0)),
+                (Amount::Duration, Series::Durations(durations)) => {
+                    durations.observe(seconds(operation), exemplar);
+                }
+                (Amount::Observe(value), Series::Durations(counts)) => {
+                    if let Some(count) = count(operation, value) {
+                        counts.observe(count, exemplar);
+                    }
+                }
+                _ => {}
+            }
         }
     }
 
@@ -288,7 +305,8 @@ impl Metrics {
         operation.worker.freecad_version.hash(&mut hasher);
         operation.worker.occt_version.hash(&mut hasher);
         operation.outcome.hash(&mut hasher);
-        for label in operation.probe.labels.values() {
+        let also = operation.probe.also.iter().flat_map(|measure| measure.labels.values());
+        for label in operation.probe.labels.values().chain(also) {
             match label.value().and_then(|value| operation.values.get(value)) {
                 None => 0_u8.hash(&mut hasher),
                 Some(Value::Int(number)) => (1_u8, number).hash(&mut hasher),
@@ -300,14 +318,9 @@ impl Metrics {
 
     fn resolve(&self, state: &mut State, operation: &Operation) -> Resolved {
         let probe = &operation.probe;
-        let labels = probe.label_values(&operation.values, operation.outcome);
-        let mut labels: Labels =
-            labels.into_iter().map(|(name, value)| (name.to_owned(), value.into_owned())).collect();
-        labels.push(("freecad_version".to_owned(), operation.worker.freecad_version.clone()));
-        labels.push(("occt_version".to_owned(), operation.worker.occt_version.clone()));
-        let labels = tidy(labels);
+        let labels = labels_of(operation, &probe.labels);
         let durations = probe.metric.as_ref().and_then(|name| {
-            match self.series(state, name, &probe.help, Kind::Histogram, labels.clone(), Origin::Catalogue)? {
+            match self.series(state, name, &probe.help, Kind::Durations, labels.clone(), Origin::Catalogue)? {
                 Series::Durations(durations) => Some(durations),
                 Series::Number(_) => None,
             }
@@ -318,7 +331,17 @@ impl Metrics {
                 Series::Durations(_) => None,
             }
         });
-        Resolved { _probe: Arc::clone(probe), durations, calls }
+        let also = probe.also.iter().map(|measure| {
+            let kind = match measure.amount {
+                Amount::Duration => Kind::Durations,
+                Amount::Observe(_) => Kind::Counts,
+                Amount::One | Amount::Add(_) => Kind::Counter,
+            };
+            let labels = labels_of(operation, &measure.labels);
+            self.series(state, &measure.family, &measure.help, kind, labels, Origin::Catalogue)
+        });
+        let also = also.collect();
+        Resolved { _probe: Arc::clone(probe), durations, calls, also }
     }
 
     /// The series of these labels: an old one, a new one, or the family's overflow. `None`: there is no such family.
@@ -354,7 +377,8 @@ impl Metrics {
         }
         let new = match kind {
             Kind::Counter | Kind::Gauge => Series::Number(Arc::default()),
-            Kind::Histogram => Series::Durations(Arc::new(Durations::new())),
+            Kind::Durations => Series::Durations(Arc::new(Durations::new(DURATION_BOUNDS))),
+            Kind::Counts => Series::Durations(Arc::new(Durations::new(COUNT_BOUNDS))),
         };
         if shared_room && family.series.len() < self.options.series_per_family {
             family.series.insert(labels, new.clone());
@@ -463,7 +487,7 @@ impl Metrics {
     /// Records the time from a worker's exec to its first attached probe.
     pub fn attach_latency(&self, latency: Duration) {
         let help = "From a worker's exec until its first probe is attached.";
-        self.own(Kind::Histogram, "cadscope_attach_latency_seconds", help, &[], |series| {
+        self.own(Kind::Durations, "cadscope_attach_latency_seconds", help, &[], |series| {
             if let Series::Durations(durations) = series {
                 durations.observe(latency.as_secs_f64(), None);
             }
@@ -520,7 +544,8 @@ impl Metrics {
                 ("occt_version", kind.occt_version.as_str()),
             ];
             self.set(COUNT, "Operations that have begun and not ended.", &labels, kind.count as f64);
-            self.set(OLDEST, "Age of the oldest operation that has not ended.", &labels, kind.oldest_seconds);
+            let oldest = Duration::from_nanos(kind.oldest_ns).as_secs_f64();
+            self.set(OLDEST, "Age of the oldest operation that has not ended.", &labels, oldest);
         }
     }
 
@@ -578,6 +603,27 @@ fn seconds(operation: &Operation) -> f64 {
     Duration::from_nanos(operation.end_ns.saturating_sub(operation.start_ns)).as_secs_f64()
 }
 
+/// A count that an operation carries.
+fn count(operation: &Operation, value: &str) -> Option<f64> {
+    match operation.values.get(value) {
+        Some(Value::Int(count)) if *count >= 0 => Some(*count as f64),
+        _ => None,
+    }
+}
+
+/// The labels that a family's probe makes, and the versions of the worker.
+fn labels_of(operation: &Operation, labels: &BTreeMap<String, Label>) -> Labels {
+    let own = labels
+        .iter()
+        .map(|(name, label)| (name.clone(), label.text(&operation.values, operation.outcome).into_owned()));
+    let versions = [
+        ("freecad_version", &operation.worker.freecad_version),
+        ("occt_version", &operation.worker.occt_version),
+    ];
+    let versions = versions.map(|(name, version)| (name.to_owned(), version.clone()));
+    tidy(own.chain(versions).collect())
+}
+
 /// Sorts label pairs, keeps the last of each name, and makes names and values fit to expose.
 fn tidy(labels: Labels) -> Labels {
     let unique: BTreeMap<_, _> =
@@ -621,7 +667,7 @@ fn message(name: String, help: String, kind: Kind, series: Vec<(Labels, Series)>
     let r#type = match kind {
         Kind::Counter => model::MetricType::Counter,
         Kind::Gauge => model::MetricType::Gauge,
-        Kind::Histogram => model::MetricType::Histogram,
+        Kind::Durations | Kind::Counts => model::MetricType::Histogram,
     };
     let durations = series.iter().filter_map(|(_, series)| match series {
         Series::Durations(durations) => Some(Arc::clone(durations)),

@@ -11,6 +11,7 @@ const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_BTF_LOAD: libc::c_long = 18;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_PROG_TYPE_KPROBE: u32 = 2;
+const BPF_PERF_EVENT: u32 = 41;
 const BPF_TRACE_UPROBE_MULTI: u32 = 48;
 const BPF_FUNC_COPY_FROM_USER: u8 = 148;
 const BPF_F_SLEEPABLE: u32 = 1 << 4;
@@ -69,6 +70,18 @@ struct LinkCreate {
     padding: u32,
 }
 
+/// `union bpf_attr` for BPF_LINK_CREATE of a perf event (Linux 5.15+).
+#[repr(C)]
+#[derive(Default)]
+struct PerfLinkCreate {
+    prog_fd: u32,
+    target_fd: u32,
+    attach_type: u32,
+    flags: u32,
+    bpf_cookie: u64,
+}
+
+const _: () = assert!(size_of::<PerfLinkCreate>() == 24);
 const _: () = assert!(size_of::<ProgLoad>() == 96);
 const _: () = assert!(size_of::<BtfLoad>() == 32);
 const _: () = assert!(size_of::<LinkCreate>() == 64);
@@ -169,6 +182,22 @@ pub fn load_uprobe_multi(
             Err(io::Error::new(refusal.kind(), format!("{refusal}; verifier: {}", tail.join(" | "))))
         }
     }
+}
+
+/// Has a program run at each hit of a perf event, with a cookie; it ends when the descriptor is closed.
+///
+/// # Errors
+/// The kernel's refusal: EINVAL before Linux 5.15.
+pub fn link_perf_event(program: BorrowedFd<'_>, event: BorrowedFd<'_>, cookie: u64) -> io::Result<OwnedFd> {
+    let raw = |fd: BorrowedFd<'_>| u32::try_from(fd.as_raw_fd()).unwrap_or(u32::MAX);
+    let attr = PerfLinkCreate {
+        prog_fd: raw(program),
+        target_fd: raw(event),
+        attach_type: BPF_PERF_EVENT,
+        flags: 0,
+        bpf_cookie: cookie,
+    };
+    call(BPF_LINK_CREATE, &attr)
 }
 
 /// Attaches a program to offsets of a file, each with its cookie; the probes go when the descriptor is closed.

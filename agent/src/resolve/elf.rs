@@ -238,6 +238,16 @@ impl<'a> ElfFile<'a> {
         std::str::from_utf8(string_at(self.bytes, first.1.name)?).ok()
     }
 
+    /// The names of the functions that the file exports, weak ones left out.
+    pub fn exported_names(&self) -> impl Iterator<Item = &'a str> {
+        self.counted_dynamic_table().into_iter().flat_map(move |table| {
+            (0..table.count)
+                .filter_map(move |index| self.symbol(&table, index)?)
+                .filter(|symbol| symbol.is_function && !symbol.weak)
+                .filter_map(move |symbol| std::str::from_utf8(self.name(&table, symbol.name)?).ok())
+        })
+    }
+
     /// The symbol whose address the dynamic linker writes into a slot of the GOT.
     pub(super) fn slot_name(&self, slot: u64) -> Option<&'a str> {
         let plt = self

@@ -74,6 +74,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::memory::Memory;
     use crate::operation::Outcome;
     use crate::samples;
     use crate::view::Exit;
@@ -82,6 +83,7 @@ mod tests {
     fn a_report_has_the_documented_form() {
         let (probe, worker) = (Arc::new(samples::boolean()), samples::worker(7, "freecadcmd"));
         let mut failed = samples::operation(&probe, &worker, 1.0, 2.5);
+        failed.memory = Some(Memory { entry_bytes: 100, exit_bytes: None, peak_bytes: 300 });
         failed.values = [samples::int("operation", 2), samples::text("object", "Cut \u{1b}[2J")].into();
         failed.outcome = Outcome::Exception;
         failed.ended_by = "exception";

@@ -210,7 +210,7 @@ fn calls_are_counted_under_their_condition() {
     let metrics = metrics();
     let mut probe = samples::probe("document.add_object", "create object");
     probe.counter = Some("freecad_object_created".to_owned());
-    probe.count_when = vec![("isNew".to_owned(), 1)];
+    probe.count_when = vec![crate::catalog::Comparison { value: "isNew".to_owned(), number: 1, equal: true }];
     let (probe, worker) = (Arc::new(probe), samples::worker(7, "freecadcmd"));
     for is_new in [0, 1, 1] {
         let mut operation = samples::operation(&probe, &worker, 0.0, 1.0);
@@ -262,7 +262,7 @@ fn a_gauge_that_is_not_set_again_is_zero() {
         freecad_version: String::new(),
         occt_version: "7.8.1".to_owned(),
         count: 2,
-        oldest_seconds: 61.5,
+        oldest_ns: 61_500_000_000,
     };
     metrics.in_flight(std::slice::from_ref(&open));
     let labels = r#"{freecad_version="",occt_version="7.8.1",operation="cut"}"#;
@@ -291,7 +291,7 @@ proptest! {
     /// The contract with the library: a value lies in the bucket that it is counted in, native and classic.
     #[test]
     fn a_value_lies_within_its_buckets(seconds in prop_oneof![1e-9..1e-3_f64, 1e-3..1e3_f64, 1e3..1e9_f64]) {
-        let durations = Durations::new();
+        let durations = Durations::new(DURATION_BOUNDS);
         durations.observe(seconds, Some(Exemplar { trace_id: "t", span_id: None, at: SystemTime::UNIX_EPOCH }));
         let histogram = histograms(vec![Arc::new(durations)]).remove(0);
         let buckets = native(&histogram);
@@ -313,7 +313,7 @@ proptest! {
     /// The bound of memory: however the values spread, no more native buckets than the limit, and none lost.
     #[test]
     fn native_buckets_are_limited(exponents in prop::collection::vec(-18.0..12.0_f64, 1..2000)) {
-        let durations = Durations::new();
+        let durations = Durations::new(DURATION_BOUNDS);
         for exponent in &exponents {
             durations.observe(f64::exp2(*exponent), None);
         }

@@ -76,7 +76,7 @@ impl Metrics {
 
     fn stage(&self, labels: &[(&str, &str)], duration: Duration) {
         let help = "Stages of flows: from exec to the first operation, then the outermost operations.";
-        self.own(Kind::Histogram, "model_generation_stage_duration_seconds", help, labels, |series| {
+        self.own(Kind::Durations, "model_generation_stage_duration_seconds", help, labels, |series| {
             if let Series::Durations(durations) = series {
                 durations.observe(duration.as_secs_f64(), None);
             }

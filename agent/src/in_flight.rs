@@ -1,0 +1,99 @@
+//! Turns the calls that are open in the kernel's map into what is in flight now, by operation and versions, so that a
+//! hung boolean shows before it ends.
+//!
+//! Threads run while they are looked at: a call that is seen in the middle of a change is left out, not guessed.
+
+use std::collections::BTreeMap;
+
+use cadscope_common::open::{CAPTURED, Frame, Thread};
+
+use crate::attach::{Attacher, Slot};
+use crate::kernel::Kernel;
+use crate::workers::Workers;
+
+/// Operations of one kind that are open now.
+#[derive(Clone, Debug, PartialEq)]
+pub struct InFlight {
+    /// See [`crate::catalog::Probe::operation_name`].
+    pub operation: String,
+    /// Version of FreeCAD.
+    pub freecad_version: String,
+    /// Version of OCCT.
+    pub occt_version: String,
+    /// How many.
+    pub count: u64,
+    /// Age of the oldest, in nanoseconds.
+    pub oldest_ns: u64,
+}
+
+/// Looks at every thread of every worker.
+#[must_use]
+pub fn in_flight(kernel: &Kernel, attacher: &Attacher, workers: &Workers, now_ns: u64) -> Vec<InFlight> {
+    let mut open: BTreeMap<(String, String, String), (u64, u64)> = BTreeMap::new();
+    for (tid, thread) in kernel.threads() {
+        let Some(live) = workers.get(thread.process.pid) else { continue };
+        for (depth, frame) in frames(&thread, now_ns) {
+            let Some(slot) = attacher.slot(frame.probe) else { continue };
+            let name = name(kernel, slot, tid, depth, frame);
+            let worker = &live.worker;
+            let key = (name, worker.freecad_version.clone(), worker.occt_version.clone());
+            let (count, oldest_ns) = open.entry(key).or_default();
+            *count += 1;
+            *oldest_ns = (*oldest_ns).max(now_ns.saturating_sub(frame.start_ns));
+        }
+    }
+    open.into_iter()
+        .map(|((operation, freecad_version, occt_version), (count, oldest_ns))| InFlight {
+            operation,
+            freecad_version,
+            occt_version,
+            count,
+            oldest_ns,
+        })
+        .collect()
+}
+
+/// The open calls of a thread with their depth.
+fn frames(thread: &Thread, now_ns: u64) -> impl Iterator<Item = (u32, &Frame)> {
+    let open = usize::try_from(thread.depth).unwrap_or(0);
+    (0..)
+        .zip(thread.frames.iter().take(open))
+        .filter(move |(_, frame)| (1..=now_ns).contains(&frame.start_ns))
+}
+
+fn name(kernel: &Kernel, slot: &Slot, tid: u32, depth: u32, frame: &Frame) -> String {
+    let captured = (frame.state & CAPTURED != 0).then(|| kernel.capture(tid, depth)).flatten();
+    let values =
+        captured.zip(slot.layout()).map(|(record, layout)| slot.probe.decode(layout, &record, &record.text));
+    slot.probe.operation_name(&values.unwrap_or_default()).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use cadscope_common::open::{Flight, MAX_FLIGHTS};
+    use cadscope_common::record::ProcessKey;
+    use cadscope_common::settings::MAX_DEPTH;
+
+    use super::*;
+
+    #[test]
+    fn calls_that_are_half_written_are_left_out() {
+        let frame = |start_ns| Frame { slot: 1, start_ns, probe: 0, state: 0, pages: 0, mark_pages: 0 };
+        let mut frames_of_thread = [frame(0); MAX_DEPTH];
+        for (place, start_ns) in frames_of_thread.iter_mut().zip([5, 0, 99, 7]) {
+            *place = frame(start_ns);
+        }
+        let thread = |depth| Thread {
+            process: ProcessKey::default(),
+            depth,
+            captures: 0,
+            flights: 0,
+            flying: [Flight { header: 0, floor: 0 }; MAX_FLIGHTS],
+            frames: frames_of_thread,
+        };
+        let depths = |depth| frames(&thread(depth), 50).map(|(depth, _)| depth).collect::<Vec<_>>();
+        assert_eq!(depths(4), [0, 3]);
+        assert_eq!(depths(0), [0_u32; 0]);
+        assert_eq!(depths(u32::MAX), [0, 3]);
+    }
+}

@@ -1,0 +1,48 @@
+# Every format that the build reads, by the calls that scripts use; one file that is not there.
+import sys
+
+sys.path.insert(0, __file__.rsplit("/", 1)[0])
+from expected import done, expect, path, scope
+
+import FreeCAD as App
+import Import
+import Mesh
+import Part
+
+L = "freecad_document_load_seconds"
+scope(L)
+NEW = float(".".join(App.Version()[:2])) >= 1.0
+shape = Part.makeBox(10, 10, 10)
+doc = App.newDocument("Out")
+box = doc.addObject("Part::Box", "Box")
+doc.recompute()
+box.Shape.tessellate(0.1)
+for name, write in (
+    ("a.step", shape.exportStep),
+    ("a.igs", shape.exportIges),
+    ("a.brep", shape.exportBrep),
+):
+    write(path(name))
+mesh = Mesh.Mesh(shape.tessellate(0.1))
+MESHES = ("stl", "obj", "ply", "off")
+for end in MESHES:
+    mesh.write(path("m." + end))
+
+
+def reads(source, name, workbench, call, n=1):
+    call(path(name))
+    expect(L, n, source=source, workbench=workbench)
+
+
+for source, name in (("step", "a.step"), ("iges", "a.igs"), ("brep", "a.brep")):
+    reads(source, name, "Part", lambda file: Part.Shape().read(file))
+reads("step", "a.step", "Part", lambda file: Part.Shape().read(file))
+reads("brep", "a.brep", "Part", lambda file: Part.Shape().importBrep(file))
+for end in MESHES:
+    reads(end, "m." + end, "Mesh", lambda file: Mesh.Mesh().read(file))
+if NEW:
+    Import.export([box], path("a.glb"))
+    for source, name in (("step", "a.step"), ("iges", "a.igs"), ("gltf", "a.glb")):
+        doc = App.newDocument("In")
+        reads(source, name, "Import", lambda file: Import.insert(file, doc.Name))
+done()

@@ -1,0 +1,15 @@
+# Shapes that are checked, and nothing else that would check them.
+import sys
+
+sys.path.insert(0, __file__.rsplit("/", 1)[0])
+from expected import done, expect, scope
+
+import Part
+
+F = "occt_feature_duration_seconds"
+scope(F, feature="check")
+box = Part.makeBox(10, 10, 10)
+for _ in range(7):
+    assert box.isValid()
+    expect(F, feature="check", status="ok")
+done()

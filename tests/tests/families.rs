@@ -1,0 +1,80 @@
+//! Promise: on every build of FreeCAD and OCCT, each family of operations is counted exactly as the job did it, with the
+//! labels that the job knows to be right.
+//!
+//! `CADSCOPE_ONLY=freecad-1.1,booleans` runs one job on one build.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use cadscope_tests::agent::Agent;
+use cadscope_tests::builds::{Build, Expected, wanted};
+use cadscope_tests::node::{require_root, scratch};
+
+/// Jobs for builds with FreeCAD, and the first version that has what they do.
+const FREECAD_JOBS: [(&str, &str); 10] = [
+    ("booleans", ""),
+    ("features", ""),
+    ("validity", ""),
+    ("documents", ""),
+    ("sketch", ""),
+    ("exports", ""),
+    ("imports", ""),
+    ("workbenches", ""),
+    ("materials", "1"),
+    ("assembly", "1"),
+];
+/// Jobs for builds with OCCT alone.
+const OCCT_JOBS: [(&str, &str); 4] =
+    [("ocp_booleans", ""), ("ocp_features", ""), ("ocp_validity", ""), ("ocp_formats", "")];
+
+fn check(agent: &Agent, build: &Build, job: &str) -> Result<Vec<String>> {
+    let folder = scratch()?;
+    let before = agent.metrics()?;
+    build.run(&format!("{job}.py"), folder.path(), Duration::from_secs(300))?;
+    let expected = Expected::read(folder.path())?;
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        std::thread::sleep(Duration::from_millis(300));
+        let complaints = expected.complaints(build, &before, &agent.metrics()?);
+        if complaints.is_empty() || Instant::now() > deadline {
+            return Ok(complaints.into_iter().map(|c| format!("{} {job}: {c}", build.name)).collect());
+        }
+    }
+}
+
+#[test]
+fn every_family_is_counted_as_the_job_did_it_on_every_build() -> Result<()> {
+    let _node = require_root()?;
+    let agent = Agent::start::<&str>(&[])?;
+    let mut complaints = Vec::new();
+    for build in wanted() {
+        let (warm, jobs): (_, &[(&str, &str)]) =
+            if build.has_freecad() { ("warm.py", &FREECAD_JOBS) } else { ("ocp_warm.py", &OCCT_JOBS) };
+        let folder = scratch()?;
+        build.run(warm, folder.path(), Duration::from_secs(300))?;
+        let names: Vec<&str> = jobs.iter().map(|(job, _)| *job).collect();
+        for (job, since) in jobs {
+            if build.freecad_version < *since || !cadscope_tests::node::wanted(job, &names) {
+                continue;
+            }
+            let begin = Instant::now();
+            let found = check(&agent, &build, job);
+            eprintln!(
+                "{:14} {job:14} {:.1?} {}",
+                build.name,
+                begin.elapsed(),
+                match &found {
+                    Ok(found) if found.is_empty() => "ok".to_owned(),
+                    Ok(found) => format!("{} complaints", found.len()),
+                    Err(_) => "did not run".to_owned(),
+                }
+            );
+            match found {
+                Ok(found) => complaints.extend(found),
+                Err(error) => complaints.push(format!("{error:#}")),
+            }
+        }
+    }
+    ensure!(complaints.is_empty(), "{}\nagent:\n{}", complaints.join("\n"), agent.log());
+    Ok(())
+}

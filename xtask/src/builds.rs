@@ -1,0 +1,228 @@
+//! Turns package registries into the builds of FreeCAD and OCCT that the tests run jobs on: root file systems of other
+//! Debian suites, virtual environments with Python wheels; and of the OpenTelemetry Collector that receives spans.
+//!
+//! Which builds there are is data, [`BUILDS`]. Each is made once, in the cache, under a name that carries a digest of how
+//! it is made; a folder of that name is whole, because it is renamed to it last. Nothing is installed on the machine.
+
+use std::collections::hash_map::DefaultHasher;
+use std::fs;
+use std::hash::{Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+
+use crate::places::cache;
+use crate::shell::{headline, minutes, run};
+
+/// A FreeCAD or OCCT that tests run on.
+pub(crate) struct Build {
+    /// Names it in tests and on the command line.
+    pub(crate) name: &'static str,
+    /// Part of `cargo xtask test`, not only of `--full`.
+    pub(crate) everyday: bool,
+    source: Source,
+}
+
+enum Source {
+    /// A root file system of this Debian suite with its FreeCAD.
+    Suite(&'static str),
+    /// A virtual environment of `/usr/bin/python3` with these packages.
+    Wheels(&'static [&'static str]),
+    /// The OpenTelemetry Collector, from the Go sources of this Debian suite.
+    Collector(&'static str),
+}
+
+/// Every build beside the FreeCAD that is installed.
+///
+/// Everyday: the newest FreeCAD, whose layouts differ most from the installed one, and the newest OCCT, whose layouts
+/// differ from all others.
+pub(crate) const BUILDS: &[Build] = &[
+    Build { name: "freecad-1.0", everyday: false, source: Source::Suite("trixie") },
+    Build { name: "freecad-1.1", everyday: true, source: Source::Suite("forky") },
+    Build {
+        name: "wheel-7.7",
+        everyday: false,
+        source: Source::Wheels(&[
+            "cadquery-ocp==7.7.2",
+            "cadquery==2.5.2",
+            "build123d==0.8.0",
+            "ocpsvg==0.3.4",
+        ]),
+    },
+    Build {
+        name: "wheel-7.8",
+        everyday: false,
+        source: Source::Wheels(&[
+            "cadquery-ocp==7.8.1.1.post1",
+            "cadquery==2.7.0",
+            "build123d==0.10.0",
+            "ocp_gordon==0.1.18",
+        ]),
+    },
+    Build {
+        name: "wheel-7.9",
+        everyday: false,
+        source: Source::Wheels(&["cadquery-ocp==7.9.3.1.1", "cadquery==2.8.0"]),
+    },
+    Build { name: "wheel-8.0", everyday: true, source: Source::Wheels(&["build123d==0.13.0"]) },
+    Build {
+        name: "otel-python",
+        everyday: true,
+        source: Source::Wheels(&[
+            "flask==3.1.3",
+            "celery[redis]==5.7.0",
+            "opentelemetry-sdk==1.45.1",
+            "opentelemetry-exporter-otlp-proto-http==1.45.1",
+            "opentelemetry-instrumentation-flask==0.66b1",
+            "opentelemetry-instrumentation-celery==0.66b1",
+        ]),
+    },
+    Build { name: "otelcol", everyday: true, source: Source::Collector("sid") },
+];
+
+/// Where builds are; tests find them by `CADSCOPE_BUILDS`.
+pub(crate) fn folder() -> Result<PathBuf> {
+    Ok(cache()?.join("builds"))
+}
+
+/// Makes the builds of these names (none = all) that are not there.
+pub(crate) fn make(names: &[String]) -> Result<()> {
+    if let Some(name) = names.iter().find(|name| BUILDS.iter().all(|build| build.name != name.as_str())) {
+        let known: Vec<_> = BUILDS.iter().map(|build| build.name).collect();
+        bail!("no build `{name}`; there are {}", known.join(", "));
+    }
+    for build in BUILDS.iter().filter(|build| names.is_empty() || names.iter().any(|n| n == build.name)) {
+        build.make()?;
+    }
+    Ok(())
+}
+
+/// Makes those that the tests need.
+pub(crate) fn make_for_tests(full: bool) -> Result<()> {
+    for build in BUILDS.iter().filter(|build| full || build.everyday) {
+        build.make()?;
+    }
+    Ok(())
+}
+
+impl Build {
+    fn make(&self) -> Result<()> {
+        let link = folder()?.join(self.name);
+        let target = folder()?.join(format!("{}-{:08x}", self.name, self.recipe()));
+        if !target.is_dir() {
+            headline(&format!("build {} in {}", self.name, target.display()));
+            let begin = Instant::now();
+            fs::create_dir_all(folder()?)?;
+            match self.source {
+                Source::Suite(suite) => debian(suite, &target)?,
+                Source::Wheels(packages) => wheels(packages, &target)?,
+                Source::Collector(suite) => collector(suite, &target)?,
+            }
+            println!("build {}: {}", self.name, minutes(begin.elapsed()));
+        }
+        if fs::read_link(&link).ok().as_deref() != target.file_name().map(Path::new) {
+            let _ = fs::remove_file(&link);
+            std::os::unix::fs::symlink(target.file_name().context("a build has a name")?, &link)?;
+        }
+        Ok(())
+    }
+
+    /// A digest of how it is made.
+    fn recipe(&self) -> u32 {
+        let mut hasher = DefaultHasher::new();
+        match self.source {
+            Source::Suite(suite) => (1, suite, MMDEBSTRAP).hash(&mut hasher),
+            Source::Wheels(packages) => (1, packages).hash(&mut hasher),
+            Source::Collector(suite) => (1, suite, COLLECTOR, COLLECTOR_MAIN).hash(&mut hasher),
+        }
+        let [a, b, c, d, ..] = hasher.finish().to_le_bytes();
+        u32::from_le_bytes([a, b, c, d])
+    }
+}
+
+/// Recommended packages of FreeCAD are a desktop; the index of a suite that is still moving may be past its date.
+const MMDEBSTRAP: &[&str] = &[
+    "--variant=minbase",
+    "--architectures=amd64",
+    "--aptopt=APT::Install-Recommends \"false\"",
+    "--aptopt=Acquire::Check-Valid-Until \"false\"",
+    "--include=freecad-python3,ca-certificates",
+];
+
+fn debian(suite: &str, target: &Path) -> Result<()> {
+    let partial = target.with_extension("partial");
+    remove(&partial)?;
+    run(Command::new("mmdebstrap").args(MMDEBSTRAP).arg(suite).arg(&partial))?;
+    Ok(fs::rename(&partial, target)?)
+}
+
+/// Programs of a virtual environment carry its path: it is made in its place, and marked as whole by that path last.
+fn wheels(packages: &[&str], target: &Path) -> Result<()> {
+    let partial = target.with_extension("partial");
+    remove(&partial)?;
+    run(Command::new("/usr/bin/python3").args(["-m", "venv"]).arg(&partial))?;
+    run(Command::new(partial.join("bin/python"))
+        .args(["-m", "pip", "install", "--quiet"])
+        .args(["--disable-pip-version-check", "--only-binary=:all:"])
+        .args(packages))?;
+    // `bin/python` is a link and finds its libraries by its own place: it works after the renaming.
+    Ok(fs::rename(&partial, target)?)
+}
+
+/// Compiles in a root file system of the suite, where its Go libraries are, and keeps the one program.
+const COLLECTOR: &[&str] = &[
+    "--variant=apt",
+    "--architectures=amd64",
+    "--aptopt=APT::Install-Recommends \"false\"",
+    "--aptopt=Acquire::Check-Valid-Until \"false\"",
+    "--include=ca-certificates,golang-go,golang-opentelemetry-collector-dev",
+];
+const COLLECTOR_MAIN: &str = include_str!("collector.go");
+const COLLECTOR_BUILD: &str = "mount -t proc proc \"$1/proc\"; exec chroot \"$1\" /usr/bin/env -i \
+    PATH=/usr/bin:/bin HOME=/build GO111MODULE=off GOPATH=/build:/usr/share/gocode GOCACHE=/build/cache CGO_ENABLED=0 \
+    GOTOOLCHAIN=local go build -trimpath -ldflags '-s -w' -o /build/otelcol otelcol";
+
+fn collector(suite: &str, target: &Path) -> Result<()> {
+    let (root, partial) = (target.with_extension("root"), target.with_extension("partial"));
+    remove(&root)?;
+    remove(&partial)?;
+    run(Command::new("mmdebstrap").args(COLLECTOR).arg(suite).arg(&root))?;
+    let source = root.join("build/src/otelcol");
+    fs::create_dir_all(&source)?;
+    fs::write(source.join("main.go"), COLLECTOR_MAIN)?;
+    let mut build = Command::new("unshare");
+    build.args(["--mount", "--propagation", "private", "sh", "-ec", COLLECTOR_BUILD, "sh"]);
+    run(build.arg(&root))?;
+    fs::create_dir_all(&partial)?;
+    fs::copy(root.join("build/otelcol"), partial.join("otelcol"))?;
+    remove(&root)?;
+    Ok(fs::rename(&partial, target)?)
+}
+
+fn remove(folder: &Path) -> Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| folder.display().to_string())
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_of_the_recipe_is_another_build() {
+        let recipes: std::collections::BTreeSet<u32> = BUILDS.iter().map(Build::recipe).collect();
+        assert_eq!(recipes.len(), BUILDS.len());
+    }
+
+    #[test]
+    fn an_unknown_build_is_refused_with_those_that_there_are() {
+        let message = make(&["freecad-9".to_owned()]).unwrap_err().to_string();
+        assert!(message.contains("wheel-7.8"), "{message}");
+    }
+}
