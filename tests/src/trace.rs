@@ -80,6 +80,9 @@ pub struct Operation {
     pub signal: Option<i32>,
     /// What was read.
     pub values: BTreeMap<String, serde_json::Value>,
+    /// The Python stack that called it, if it was slow.
+    #[serde(default)]
+    pub source: Option<serde_json::Value>,
     /// Resident memory of the process.
     pub memory: Option<Memory>,
 }

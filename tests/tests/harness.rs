@@ -38,6 +38,7 @@ fn perfect(calls: &[Call]) -> Trace {
             exception: call.exception.clone(),
             signal: call.signal,
             memory: None,
+            source: None,
             values: [("n", call.n.or(Some(0))), ("result", call.result)]
                 .into_iter()
                 .filter_map(|(name, value)| Some((name.to_owned(), value?.into())))

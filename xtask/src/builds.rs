@@ -1,5 +1,5 @@
 //! Turns package registries into the builds of FreeCAD and OCCT that the tests run jobs on: root file systems of other
-//! Debian suites, and virtual environments with the Python wheels.
+//! Debian suites, virtual environments with Python wheels; and of the OpenTelemetry Collector that receives spans.
 //!
 //! Which builds there are is data, [`BUILDS`]. Each is made once, in the cache, under a name that carries a digest of how
 //! it is made; a folder of that name is whole, because it is renamed to it last. Nothing is installed on the machine.
@@ -30,6 +30,8 @@ enum Source {
     Suite(&'static str),
     /// A virtual environment of `/usr/bin/python3` with these packages.
     Wheels(&'static [&'static str]),
+    /// The OpenTelemetry Collector, from the Go sources of this Debian suite.
+    Collector(&'static str),
 }
 
 /// Every build beside the FreeCAD that is installed.
@@ -65,6 +67,19 @@ pub(crate) const BUILDS: &[Build] = &[
         source: Source::Wheels(&["cadquery-ocp==7.9.3.1.1", "cadquery==2.8.0"]),
     },
     Build { name: "wheel-8.0", everyday: true, source: Source::Wheels(&["build123d==0.13.0"]) },
+    Build {
+        name: "otel-python",
+        everyday: true,
+        source: Source::Wheels(&[
+            "flask==3.1.3",
+            "celery[redis]==5.7.0",
+            "opentelemetry-sdk==1.45.1",
+            "opentelemetry-exporter-otlp-proto-http==1.45.1",
+            "opentelemetry-instrumentation-flask==0.66b1",
+            "opentelemetry-instrumentation-celery==0.66b1",
+        ]),
+    },
+    Build { name: "otelcol", everyday: true, source: Source::Collector("sid") },
 ];
 
 /// Where builds are; tests find them by `CADSCOPE_BUILDS`.
@@ -103,6 +118,7 @@ impl Build {
             match self.source {
                 Source::Suite(suite) => debian(suite, &target)?,
                 Source::Wheels(packages) => wheels(packages, &target)?,
+                Source::Collector(suite) => collector(suite, &target)?,
             }
             println!("build {}: {}", self.name, minutes(begin.elapsed()));
         }
@@ -119,6 +135,7 @@ impl Build {
         match self.source {
             Source::Suite(suite) => (1, suite, MMDEBSTRAP).hash(&mut hasher),
             Source::Wheels(packages) => (1, packages).hash(&mut hasher),
+            Source::Collector(suite) => (1, suite, COLLECTOR, COLLECTOR_MAIN).hash(&mut hasher),
         }
         let [a, b, c, d, ..] = hasher.finish().to_le_bytes();
         u32::from_le_bytes([a, b, c, d])
@@ -151,6 +168,36 @@ fn wheels(packages: &[&str], target: &Path) -> Result<()> {
         .args(["--disable-pip-version-check", "--only-binary=:all:"])
         .args(packages))?;
     // `bin/python` is a link and finds its libraries by its own place: it works after the renaming.
+    Ok(fs::rename(&partial, target)?)
+}
+
+/// Compiles in a root file system of the suite, where its Go libraries are, and keeps the one program.
+const COLLECTOR: &[&str] = &[
+    "--variant=apt",
+    "--architectures=amd64",
+    "--aptopt=APT::Install-Recommends \"false\"",
+    "--aptopt=Acquire::Check-Valid-Until \"false\"",
+    "--include=ca-certificates,golang-go,golang-opentelemetry-collector-dev",
+];
+const COLLECTOR_MAIN: &str = include_str!("collector.go");
+const COLLECTOR_BUILD: &str = "mount -t proc proc \"$1/proc\"; exec chroot \"$1\" /usr/bin/env -i \
+    PATH=/usr/bin:/bin HOME=/build GO111MODULE=off GOPATH=/build:/usr/share/gocode GOCACHE=/build/cache CGO_ENABLED=0 \
+    GOTOOLCHAIN=local go build -trimpath -ldflags '-s -w' -o /build/otelcol otelcol";
+
+fn collector(suite: &str, target: &Path) -> Result<()> {
+    let (root, partial) = (target.with_extension("root"), target.with_extension("partial"));
+    remove(&root)?;
+    remove(&partial)?;
+    run(Command::new("mmdebstrap").args(COLLECTOR).arg(suite).arg(&root))?;
+    let source = root.join("build/src/otelcol");
+    fs::create_dir_all(&source)?;
+    fs::write(source.join("main.go"), COLLECTOR_MAIN)?;
+    let mut build = Command::new("unshare");
+    build.args(["--mount", "--propagation", "private", "sh", "-ec", COLLECTOR_BUILD, "sh"]);
+    run(build.arg(&root))?;
+    fs::create_dir_all(&partial)?;
+    fs::copy(root.join("build/otelcol"), partial.join("otelcol"))?;
+    remove(&root)?;
     Ok(fs::rename(&partial, target)?)
 }
 

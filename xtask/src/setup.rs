@@ -134,6 +134,13 @@ const TOOLS: &[Tool] = &[
         source: Source::Debian(&["curl"]),
     },
     Tool {
+        name: "Redis",
+        why: "is the broker of the Celery worker in the test of one trace through a whole service",
+        purpose: Purpose::Test,
+        is_there: || has("redis-server"),
+        source: Source::Debian(&["redis-server"]),
+    },
+    Tool {
         name: "Chromium",
         why: "opens the pages that cadscope writes, as a user's browser would",
         purpose: Purpose::Test,

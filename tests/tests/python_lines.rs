@@ -1,0 +1,71 @@
+//! Promise: a slow operation names the line of the job that called it, whatever Python runs inside it.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use cadscope_tests::freecad::Job;
+use cadscope_tests::node::require_root;
+use cadscope_tests::trace;
+use serde::Deserialize;
+
+/// What the job says of an operation that it is about to call.
+#[derive(Debug, Deserialize)]
+struct Said {
+    what: String,
+    kind: String,
+    line: u64,
+    function: String,
+}
+
+#[test]
+fn slow_operations_name_the_line_that_called_them() -> Result<()> {
+    let _node = require_root()?;
+    let job = Job::new("lines.py")?;
+    let (command, environment) = (job.command(), job.environment());
+    let command: Vec<&str> = command.iter().map(String::as_str).collect();
+    let environment: Vec<(&str, &str)> = environment.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+    let (ended, trace) = trace::trace(None, &command, &environment, Duration::from_secs(300))?;
+    ensure!(ended.code == 0 && ended.stdout.contains("job done"), "{ended:?}");
+    let record = fs::read_to_string(job.folder().join("record"))?;
+    let said: Vec<Said> = record.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    ensure!(said.len() == 6, "{record}");
+    let slow: Vec<_> = trace.operations.iter().filter(|o| o.duration_ns() > 350_000_000).collect();
+    for said in &said {
+        let found = slow.iter().find(|operation| {
+            operation.name.starts_with(&said.kind)
+                && line_of(operation) == Some((said.line, plain(&said.function)))
+        });
+        ensure!(found.is_some(), "{said:?} is called by no operation: {slow:#?}");
+        let file = found.and_then(|operation| operation.source.as_ref()?["at"]["file"].as_str());
+        ensure!(file.is_some_and(|file| file.ends_with("/lines.py")), "{file:?}");
+    }
+    for operation in &slow {
+        let (line, _) = line_of(operation).with_context(|| format!("no line: {operation:?}"))?;
+        let known = said.iter().any(|said| said.line == line) || called_by(operation, "enough");
+        ensure!(known || operation.depth > 0, "no such call at line {line}: {operation:?}");
+    }
+    // The recompute runs Python inside: its own caller is outside of that.
+    let recompute = said.iter().find(|said| said.what == "recompute").context("no recompute")?;
+    let object =
+        slow.iter().find(|operation| operation.probe == "fc.recompute_feature").context("no object")?;
+    ensure!(line_of(object).is_some_and(|(line, _)| line == recompute.line), "{object:?}");
+    for operation in trace.operations.iter().filter(|operation| operation.duration_ns() < 250_000_000) {
+        ensure!(operation.source.is_none(), "it was not slow: {operation:?}");
+    }
+    Ok(())
+}
+
+fn line_of(operation: &trace::Operation) -> Option<(u64, String)> {
+    let at = &operation.source.as_ref()?["at"];
+    Some((at["line"].as_u64()?, plain(at["function"].as_str()?)))
+}
+
+/// Python before 3.12 gives a comprehension a function of its own.
+fn plain(function: &str) -> String {
+    function.strip_suffix(".<locals>.<listcomp>").unwrap_or(function).to_owned()
+}
+
+fn called_by(operation: &trace::Operation, function: &str) -> bool {
+    line_of(operation).is_some_and(|(_, name)| name == function)
+}
