@@ -88,10 +88,27 @@ impl Agent {
     /// # Errors
     /// It does not answer.
     pub fn get(&self, path: &str) -> Result<(u16, String)> {
+        self.ask(path, "*/*")
+    }
+
+    /// Asks it for a path in this form.
+    ///
+    /// # Errors
+    /// It does not answer, or not with 200.
+    pub fn get_as(&self, path: &str, accept: &str) -> Result<String> {
+        let (status, body) = self.ask(path, accept)?;
+        ensure!(status == 200, "{path} answers {status}: {body}");
+        Ok(body)
+    }
+
+    fn ask(&self, path: &str, accept: &str) -> Result<(u16, String)> {
         let limit = Duration::from_secs(10);
         let mut stream = TcpStream::connect_timeout(&([127, 0, 0, 1], self.port).into(), limit)?;
         stream.set_read_timeout(Some(limit))?;
-        write!(stream, "GET {path} HTTP/1.0\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")?;
+        write!(
+            stream,
+            "GET {path} HTTP/1.0\r\nHost: 127.0.0.1\r\nAccept: {accept}\r\nConnection: close\r\n\r\n"
+        )?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer)?;
         let answer = String::from_utf8_lossy(&answer);

@@ -57,6 +57,17 @@ pub fn wanted() -> Vec<Build> {
     BUILDS.into_iter().filter(wanted).collect()
 }
 
+/// Where `cargo xtask builds` puts what it makes.
+///
+/// # Errors
+/// There is no home to look in.
+pub fn folder() -> Result<PathBuf> {
+    Ok(match std::env::var_os("CADSCOPE_BUILDS") {
+        Some(folder) => PathBuf::from(folder),
+        None => std::env::home_dir().context("no home")?.join(".cache/cadscope/builds"),
+    })
+}
+
 impl Build {
     /// It has a FreeCAD; otherwise it is a Python with OCCT.
     #[must_use]
@@ -72,11 +83,7 @@ impl Build {
         if self.name == BUILDS[0].name {
             return Ok(PathBuf::from("/"));
         }
-        let folder = match std::env::var_os("CADSCOPE_BUILDS") {
-            Some(folder) => PathBuf::from(folder),
-            None => std::env::home_dir().context("no home")?.join(".cache/cadscope/builds"),
-        };
-        let root = folder.join(self.name);
+        let root = folder()?.join(self.name);
         ensure!(
             root.is_dir(),
             "{} is not there: run `cargo xtask builds {}`, and set CADSCOPE_BUILDS if the cache is elsewhere",

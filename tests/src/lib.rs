@@ -12,6 +12,7 @@
 
 pub mod agent;
 pub mod builds;
+pub mod collector;
 pub mod compare;
 pub mod freecad;
 pub mod independent;
