@@ -1,4 +1,4 @@
-//! Turns the real builds into the pages that are made from them.
+//! Turns the real builds into the pages that are made from them, and the Helm chart into the plain manifests.
 
 use anyhow::Result;
 
@@ -6,12 +6,15 @@ use crate::build::{Profile, build};
 use crate::builds;
 use crate::shell::{cargo, run};
 
-/// Writes docs/support-matrix.md.
+/// Writes docs/support-matrix.md and deploy/kustomize.
 pub(crate) fn write() -> Result<()> {
     builds::make_for_tests(true)?;
     let binary = build(Profile::Release)?;
-    let mut cargo = cargo()?;
-    cargo.args(["test", "--package", "cadscope-tests", "--test", "coverage", "support_matrix"]);
-    cargo.env("CADSCOPE_BIN", binary).env("CADSCOPE_BUILDS", builds::folder()?).env("CADSCOPE_WRITE", "1");
-    run(&mut cargo)
+    for (test, claim) in [("coverage", "support_matrix"), ("chart", "plain_manifests")] {
+        let mut cargo = cargo()?;
+        cargo.args(["test", "--package", "cadscope-tests", "--test", test, claim]);
+        cargo.env("CADSCOPE_BIN", &binary).env("CADSCOPE_BUILDS", builds::folder()?);
+        run(cargo.env("CADSCOPE_WRITE", "1"))?;
+    }
+    Ok(())
 }

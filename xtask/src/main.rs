@@ -72,7 +72,7 @@ enum Task {
         /// Which (all unless told): freecad-1.0, freecad-1.1, wheel-7.7, wheel-7.8, wheel-7.9, wheel-8.0
         names: Vec<String>,
     },
-    /// Write the documentation that is made from the real builds: docs/support-matrix.md
+    /// Write what is made from something else: docs/support-matrix.md from the real builds, deploy/kustomize from the chart
     Docs,
     /// Show it on a real FreeCAD job: the waterfall of its operations, then its metrics
     ///
