@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use cadscope_tests::chart::{
     APPARMOR_FIELD, KUBERNETES, chart, deploy, helm, kustomize, objects, render, validate, value_sets,
 };
@@ -51,14 +51,13 @@ fn helm_lint_has_nothing_to_say() -> Result<()> {
 
 /// The pod that a DaemonSet makes, and its one container.
 fn pod(manifests: &str) -> Result<(Value, Value)> {
-    let sets: Vec<Value> =
-        objects(manifests)?.into_iter().filter(|object| object["kind"] == "DaemonSet").collect();
-    ensure!(sets.len() == 1, "{} DaemonSets", sets.len());
-    let pod = sets[0]["spec"]["template"]["spec"].clone();
-    let containers = pod["containers"].as_array().context("no containers")?;
-    ensure!(containers.len() == 1, "{} containers", containers.len());
-    let container = containers[0].clone();
-    Ok((pod, container))
+    let all = objects(manifests)?;
+    let mut sets = all.iter().filter(|object| object.get("kind").is_some_and(|kind| kind == "DaemonSet"));
+    let (Some(set), None) = (sets.next(), sets.next()) else { bail!("not one DaemonSet:\n{manifests}") };
+    let pod = set.pointer("/spec/template/spec").context("no pod")?;
+    let containers = pod.get("containers").and_then(Value::as_array).context("no containers")?;
+    let [container] = containers.as_slice() else { bail!("{} containers", containers.len()) };
+    Ok((pod.clone(), container.clone()))
 }
 
 /// What the agent may do is what it was measured to need (`privileges.rs` runs it with exactly this).
