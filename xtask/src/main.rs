@@ -74,7 +74,9 @@ enum Task {
         /// Which (all unless told): freecad-1.0, freecad-1.1, wheel-7.7, wheel-7.8, wheel-7.9, wheel-8.0
         names: Vec<String>,
     },
-    /// Write the documentation that is made: docs/metrics.md from the registry, docs/support-matrix.md from the real builds
+    /// Write what is made from something else
+    ///
+    /// docs/metrics.md from the registry, docs/support-matrix.md from the real builds, deploy/kustomize from the chart.
     Docs,
     /// Write what is made from xtask/src/dashboards and from the rules: dashboards/*.json, the PrometheusRule
     Dashboards,
