@@ -176,7 +176,7 @@ impl Panel {
             "options": self.options(),
         });
         if self.draw == Draw::Table {
-            panel["transformations"] = self.transformations();
+            set(&mut panel, "transformations", self.transformations());
         }
         panel
     }
@@ -199,7 +199,7 @@ impl Panel {
             "range": !instant,
         });
         if query.exemplars {
-            target["exemplar"] = json!(true);
+            set(&mut target, "exemplar", json!(true));
         }
         target
     }
@@ -219,20 +219,24 @@ impl Panel {
             "thresholds": { "mode": "absolute", "steps": steps },
         });
         if let Some(min) = self.range.0 {
-            defaults["min"] = json!(min);
+            set(&mut defaults, "min", json!(min));
         }
         if let Some(max) = self.range.1 {
-            defaults["max"] = json!(max);
+            set(&mut defaults, "max", json!(max));
         }
         if self.unit == "percentunit" {
-            defaults["decimals"] = json!(1);
+            set(&mut defaults, "decimals", json!(1));
         }
         if !self.links.is_empty() {
             let links = self.links.iter();
-            defaults["links"] = links.map(|(title, url)| json!({ "title": title, "url": url })).collect();
+            set(
+                &mut defaults,
+                "links",
+                links.map(|(title, url)| json!({ "title": title, "url": url })).collect(),
+            );
         }
         if let Some(custom) = self.custom() {
-            defaults["custom"] = custom;
+            set(&mut defaults, "custom", custom);
         }
         defaults
     }
@@ -328,6 +332,13 @@ impl Panel {
     }
 }
 
+/// Sets a key of an object.
+pub(super) fn set(object: &mut Value, key: &str, value: Value) {
+    if let Some(map) = object.as_object_mut() {
+        map.insert(key.to_owned(), value);
+    }
+}
+
 /// The data source that the reader has chosen.
 fn datasource() -> Value {
     json!({ "type": "prometheus", "uid": "${datasource}" })
@@ -345,10 +356,10 @@ pub(super) fn data_source_variable() -> Value {
 /// Values of a label; all of them unless the reader chooses. `.*` also matches series without the label.
 pub(super) fn label_variable(name: &str, label: &str, title: &str, family: &str, why: &str) -> Value {
     let mut variable = query_variable(name, label, title, family, why);
-    variable["includeAll"] = json!(true);
-    variable["multi"] = json!(true);
-    variable["allValue"] = json!(".*");
-    variable["current"] = json!({ "text": "All", "value": "$__all" });
+    set(&mut variable, "includeAll", json!(true));
+    set(&mut variable, "multi", json!(true));
+    set(&mut variable, "allValue", json!(".*"));
+    set(&mut variable, "current", json!({ "text": "All", "value": "$__all" }));
     variable
 }
 

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::model::{Dashboard, Draw, Panel, data_source_variable, label_variable, query_variable};
+use super::model::{Dashboard, Draw, Panel, data_source_variable, label_variable, query_variable, set};
 use super::query::{any_or_zero, gained, or_idle, or_zero};
 
 const BOOLEANS: &str = "occt_boolean_duration_seconds";
@@ -27,12 +27,12 @@ pub(super) fn dashboard() -> Dashboard {
 fn variables() -> Vec<Value> {
     let counted = "occt_boolean_duration_seconds_count";
     let mut base = query_variable("base", "occt_version", "OCCT", counted, "The version that is known");
-    base["sort"] = json!(3);
+    set(&mut base, "sort", json!(3));
     let mut candidate =
         query_variable("candidate", "occt_version", "against", counted, "The version in question");
-    candidate["sort"] = json!(4);
+    set(&mut candidate, "sort", json!(4));
     let mut operation = label_variable("operation", "operation", "Boolean", counted, "Which boolean");
-    operation["current"] = json!({ "text": ["union"], "value": ["union"] });
+    set(&mut operation, "current", json!({ "text": ["union"], "value": ["union"] }));
     let mut solids = label_variable(
         "solids_range",
         "solids_range",
@@ -40,7 +40,7 @@ fn variables() -> Vec<Value> {
         counted,
         "Range of the number of its solids",
     );
-    solids["current"] = json!({ "text": "All", "value": "$__all" });
+    set(&mut solids, "current", json!({ "text": "All", "value": "$__all" }));
     vec![
         data_source_variable(),
         label_variable("node", "instance", "Node", "cadscope_build_info", "Whose agent observed it"),
