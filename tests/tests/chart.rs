@@ -150,6 +150,33 @@ fn a_changed_configuration_starts_the_agents_anew() -> Result<()> {
     Ok(())
 }
 
+/// The chart reaches them by links, which a package of the chart follows.
+#[test]
+fn alerts_and_dashboards_of_the_chart_are_those_of_the_repository() -> Result<()> {
+    let set = chart().join("ci/everything.yaml");
+    let all = objects(&render(KUBERNETES[12], &arguments(Some(&set)))?)?;
+    let of = |kind: &'static str| all.iter().filter(move |object| object["kind"] == kind);
+    let rules = objects(&fs::read_to_string(deploy().join("../alerts/cadscope.rules.yml"))?)?;
+    let [rule] = of("PrometheusRule").collect::<Vec<_>>()[..] else { panic!("not one PrometheusRule") };
+    assert_eq!(rule["spec"]["groups"], rules[0]["groups"]);
+    let mut dashboards = 0;
+    for entry in fs::read_dir(deploy().join("../dashboards"))? {
+        let path = entry?.path();
+        let Some(name) = path.file_name().and_then(OsStr::to_str).filter(|name| name.ends_with(".json"))
+        else {
+            continue;
+        };
+        let there: Value = serde_json::from_str(&fs::read_to_string(&path)?)?;
+        let key = format!("cadscope-{name}");
+        let here = of("ConfigMap").find_map(|object| object["data"][&key].as_str());
+        let here: Value = serde_json::from_str(here.with_context(|| format!("no {key}"))?)?;
+        assert_eq!(here, there, "{key}");
+        dashboards += 1;
+    }
+    assert!(dashboards > 0);
+    Ok(())
+}
+
 /// Lines that only make sense where Helm manages the objects.
 fn is_plain(line: &&str) -> bool {
     !["# Source: ", "helm.sh/chart: ", "app.kubernetes.io/managed-by: "]

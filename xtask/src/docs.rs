@@ -1,4 +1,4 @@
-//! Turns the real builds into the pages that are made from them, and the Helm chart into the plain manifests.
+//! Turns the registry, the real builds and the Helm chart into the pages and plain manifests that are made from them.
 
 use anyhow::Result;
 
@@ -6,8 +6,11 @@ use crate::build::{Profile, build};
 use crate::builds;
 use crate::shell::{cargo, run};
 
-/// Writes docs/support-matrix.md and deploy/kustomize.
+/// Writes docs/metrics.md, docs/support-matrix.md and deploy/kustomize.
 pub(crate) fn write() -> Result<()> {
+    let mut reference = cargo()?;
+    reference.args(["test", "--package", "cadscope", "--test", "metrics_reference"]);
+    run(reference.env("CADSCOPE_WRITE", "1"))?;
     builds::make_for_tests(true)?;
     let binary = build(Profile::Release)?;
     for (test, claim) in [("coverage", "support_matrix"), ("chart", "plain_manifests")] {

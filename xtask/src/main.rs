@@ -11,10 +11,12 @@ use clap::{Parser, Subcommand};
 
 use crate::setup::Purpose;
 
+mod alerts;
 mod bench;
 mod bench_resolve;
 mod build;
 mod builds;
+mod dashboards;
 mod demo;
 mod docs;
 mod image;
@@ -74,7 +76,9 @@ enum Task {
         /// Which (all unless told): freecad-1.0, freecad-1.1, wheel-7.7, wheel-7.8, wheel-7.9, wheel-8.0
         names: Vec<String>,
     },
-    /// Write what is made from something else: docs/support-matrix.md from the real builds, deploy/kustomize from the chart
+    /// Write what is made from something else
+    ///
+    /// docs/metrics.md from the registry, docs/support-matrix.md from the real builds, deploy/kustomize from the chart.
     Docs,
     /// Build the container image with buildah: target/image/cadscope-amd64.tar
     ///
@@ -86,6 +90,8 @@ enum Task {
     },
     /// Build the Debian package: target/package/cadscope_VERSION_amd64.deb
     Package,
+    /// Write what is made from xtask/src/dashboards and from the rules: dashboards/*.json, the PrometheusRule
+    Dashboards,
     /// Show it on a real FreeCAD job: the waterfall of its operations, then its metrics
     ///
     /// Runs `cadscope trace` on xtask/demo/job.py, then `cadscope agent` beside the same job, and prints the metric
@@ -143,6 +149,7 @@ fn main() -> ExitCode {
         Task::Docs => docs::write(),
         Task::Image { machine } => image::image(machine),
         Task::Package => package::package().map(drop),
+        Task::Dashboards => dashboards::write().and_then(|()| alerts::write()),
         Task::Demo { script } => demo::demo(script),
         Task::Test { full } => test::test(test::Rules { full, locked: false }),
         Task::Ci { full } => test::test(test::Rules { full, locked: true }),
