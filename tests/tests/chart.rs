@@ -25,14 +25,18 @@ fn arguments(set: Option<&PathBuf>) -> Vec<&OsStr> {
 #[test]
 fn every_set_of_values_makes_valid_objects_for_every_kubernetes() -> Result<()> {
     let folder = scratch()?;
+    // All that the templates ask of the version is whether it has the field for AppArmor.
+    let (mut files, mut rendered_for) = (Vec::new(), "");
     for kubernetes in KUBERNETES {
-        let mut files = Vec::new();
-        for (number, set) in value_sets()?.iter().enumerate() {
-            let file = folder.path().join(format!("{kubernetes}-{number}.yaml"));
-            fs::write(&file, render(kubernetes, &arguments(set.as_ref()))?)?;
-            files.push(file);
+        if kubernetes == KUBERNETES[0] || kubernetes == APPARMOR_FIELD {
+            (files, rendered_for) = (Vec::new(), kubernetes);
+            for (number, set) in value_sets()?.iter().enumerate() {
+                let file = folder.path().join(format!("{kubernetes}-{number}.yaml"));
+                fs::write(&file, render(kubernetes, &arguments(set.as_ref()))?)?;
+                files.push(file);
+            }
         }
-        validate(kubernetes, &files)?;
+        validate(kubernetes, &files).with_context(|| format!("as rendered for {rendered_for}"))?;
     }
     Ok(())
 }

@@ -171,6 +171,13 @@ const TOOLS: &[Tool] = &[
         source: Source::Debian(&["libgl1"]),
     },
     Tool {
+        name: "systemd-analyze",
+        why: "says whether systemd takes the unit of the Debian package, and what it exposes",
+        purpose: Purpose::Test,
+        is_there: || has("systemd-analyze"),
+        source: Source::Debian(&["systemd"]),
+    },
+    Tool {
         name: "buildah",
         why: "builds the image as any builder does, without a daemon",
         purpose: Purpose::Package,
