@@ -11,10 +11,12 @@
 //! | `CADSCOPE_ONLY=a,b` | only these torture scenarios or variants |
 
 pub mod agent;
+pub mod browser;
 pub mod builds;
 pub mod chart;
 pub mod collector;
 pub mod compare;
+pub mod document;
 pub mod freecad;
 pub mod independent;
 pub mod metrics;
@@ -23,5 +25,6 @@ pub mod record;
 pub mod privileges;
 pub mod residue;
 pub mod run;
+pub mod terminal;
 pub mod trace;
 pub mod worker;
