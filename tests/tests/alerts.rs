@@ -145,6 +145,7 @@ fn hang(agent: &Agent) -> Result<Running> {
 }
 
 #[test]
+#[ignore = "minutes long"]
 fn an_alert_of_each_kind_gets_from_real_work_to_the_webhook() -> Result<()> {
     let _node = require_root()?;
     let torture = worker::build("o2")?;
