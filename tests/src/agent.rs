@@ -103,12 +103,6 @@ impl Agent {
         run::text(&self.log)
     }
 
-    /// Where it listens.
-    #[must_use]
-    pub const fn port(&self) -> u16 {
-        self.port
-    }
-
     /// Where its pages are.
     #[must_use]
     pub fn url(&self) -> String {
@@ -119,6 +113,12 @@ impl Agent {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Where it listens, on 127.0.0.1.
+    #[must_use]
+    pub const fn port(&self) -> u16 {
+        self.port
     }
 
     /// Asks it for a path: status and body.
