@@ -142,7 +142,7 @@ const _: () = assert!(size_of::<Settings>() == size_of::<KernelOffsets>() + 12);
 pub enum Counter {
     /// Function entries seen.
     Entered = 0,
-    /// Operations sent.
+    /// Operations sent or lost; what a thread has sent since its last 32 counts when it ends.
     Sent = 1,
     /// Operations not sent because the ring buffer was full.
     LostOperation = 2,

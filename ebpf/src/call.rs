@@ -11,9 +11,9 @@ use aya_ebpf::{
 };
 use cadscope_common::{
     cookie::{Base, Cookie, Edge, RETURN_NOT_FINAL},
-    open::{CAPTURED, Frame, Thread},
+    open::{CAPTURED, Frame, READS_AT_LEAVE, Thread},
     probe::{MAX_FETCHES, MAX_STEPS, ProbeProgram, TEXT_BLOCK, TEXT_BYTES, WORDS, base, edge, flags, kind},
-    record::{OPERATION_BARE_BYTES, OPERATION_HEAD_BYTES, Operation, ended_by, record_kind},
+    record::{OPERATION_HEAD_BYTES, Operation, ended_by, record_kind},
     settings::{Counter, MAX_DEPTH},
 };
 
@@ -53,8 +53,8 @@ pub struct Ending {
 impl Ending {
     /// At this time, by a jump unless said otherwise.
     #[inline(always)]
-    pub fn now(at_ns: u64) -> Self {
-        let (pages, mark_pages) = memory::resident_and_mark();
+    pub fn now(thread: *mut Thread, at_ns: u64) -> Self {
+        let (pages, mark_pages) = memory::resident_and_mark(thread, at_ns);
         Self { pages, mark_pages, ..Self::gone(at_ns) }
     }
 
@@ -157,7 +157,6 @@ fn enter(ctx: &ProbeContext) -> Option<()> {
     }
     let cookie = cookie_of(ctx);
     let program = PROBES.get_ptr(cookie.probe())?;
-    count(Counter::Entered);
     let slot = slot_of(ctx, cookie);
     let thread = thread_of(pid, tid)?;
     if is_top_dead(thread, slot) {
@@ -169,7 +168,7 @@ fn enter(ctx: &ProbeContext) -> Option<()> {
         count(Counter::TooDeep);
         return None;
     }
-    let mut state = 0;
+    let mut state = state_around(thread, depth, slot);
     // SAFETY: map values live as long as the program.
     if unsafe { (*program).fetch_count } > 0 {
         match capture_of(thread, tid, depth) {
@@ -184,18 +183,34 @@ fn enter(ctx: &ProbeContext) -> Option<()> {
                 // SAFETY: a record that only this thread touches.
                 unsafe { (*record).unread = 0 };
                 fetch(program, record, edge::ENTER, registers, u32::from(RETURN_NOT_FINAL));
-                state = CAPTURED;
+                state |= CAPTURED;
+                // SAFETY: map values live as long as the program.
+                if unsafe { (*program).leave_fetches } != 0 {
+                    state |= READS_AT_LEAVE;
+                }
             }
             None => count(Counter::NoCapture),
         }
     }
-    let (pages, mark_pages) = memory::resident_and_mark();
+    let (pages, mark_pages) = memory::resident_and_mark(thread, start_ns);
     let top = frame(thread, depth);
     // SAFETY: inside the thread's frames.
     unsafe { *top = Frame { slot, start_ns, probe: cookie.probe(), state, pages, mark_pages } };
     // SAFETY: as above.
     unsafe { (*thread).depth = depth + 1 };
     Some(())
+}
+
+/// What the state of a frame says of those that it goes on for by a tail call: they return with it.
+#[inline(always)]
+fn state_around(thread: *mut Thread, depth: u32, slot: u64) -> u32 {
+    if depth == 0 {
+        return 0;
+    }
+    let outer = frame(thread, depth - 1);
+    // SAFETY: inside the thread's frames.
+    let (outer_slot, state) = unsafe { ((*outer).slot, (*outer).state) };
+    if outer_slot == slot { state & READS_AT_LEAVE } else { 0 }
 }
 
 #[uprobe]
@@ -217,8 +232,42 @@ fn leave(ctx: &ProbeContext) -> Option<()> {
         return None;
     };
     let slot = slot_of(ctx, cookie);
+    // SAFETY: the thread's state is touched by the thread itself only.
+    let depth = unsafe { (*thread).depth };
+    // SAFETY: inside the thread's frames.
+    let (top_slot, state) = unsafe {
+        let top = frame(thread, depth.wrapping_sub(1));
+        ((*top).slot, (*top).state)
+    };
+    if depth == 0 || top_slot > slot {
+        if own {
+            // SAFETY: the thread's state is touched by the thread itself only.
+            unsafe { (*thread).flights = 0 };
+            count(Counter::ReturnWithoutEntry);
+        }
+        return None;
+    }
+    // What lies above an abandoned frame is not known here.
+    if top_slot != slot || state & READS_AT_LEAVE != 0 {
+        keep_registers(ctx, registers(thread));
+    }
     let returned = u32::from(cookie.return_register());
-    let to = registers(thread);
+    let ending = Ending { by: ended_by::RETURN, ..Ending::now(thread, end_ns) };
+    let mut closed = close_returned(thread, tid, slot, &ending, returned);
+    if closed == 0 && own {
+        // A frame that an exception was thought to have left returns: no exception is in flight.
+        // SAFETY: the thread's state is touched by the thread itself only.
+        unsafe { (*thread).flights = 0 };
+        closed = close_returned(thread, tid, slot, &ending, returned);
+    }
+    if own && closed == 0 {
+        count(Counter::ReturnWithoutEntry);
+    }
+    Some(())
+}
+
+#[inline(always)]
+fn keep_registers(ctx: &ProbeContext, to: *mut u64) {
     // All, not a match: the verifier would walk the rest once for each register.
     put(to, 0, register!(ctx, rax));
     put(to, 1, register!(ctx, rcx));
@@ -235,18 +284,6 @@ fn leave(ctx: &ProbeContext) -> Option<()> {
     put(to, 13, register!(ctx, r13));
     put(to, 14, register!(ctx, r14));
     put(to, 15, register!(ctx, r15));
-    let ending = Ending { by: ended_by::RETURN, ..Ending::now(end_ns) };
-    let mut closed = close_returned(thread, tid, slot, &ending, returned);
-    if closed == 0 && own {
-        // A frame that an exception was thought to have left returns: no exception is in flight.
-        // SAFETY: the thread's state is touched by the thread itself only.
-        unsafe { (*thread).flights = 0 };
-        closed = close_returned(thread, tid, slot, &ending, returned);
-    }
-    if own && closed == 0 {
-        count(Counter::ReturnWithoutEntry);
-    }
-    Some(())
 }
 
 /// The state of this thread, made if this is its first call.
@@ -413,7 +450,7 @@ pub extern "C" fn abandon(thread: *mut Thread, tid: u32, slot: u64, at_ns: u64) 
     }
     unwind::forget_stale_flights(thread, slot);
     let floor = unwind::floor(thread);
-    let ending = Ending::now(at_ns);
+    let ending = Ending::now(thread, at_ns);
     let mut closed = close_left(thread, tid, &Left { below: slot, floor, off_signal_stack: 0 }, &ending);
     // SAFETY: the thread's state is touched by the thread itself only.
     let depth = unsafe { (*thread).depth };
@@ -477,7 +514,7 @@ pub extern "C" fn close_returned(
         return 0;
     }
     let floor = unwind::floor(thread);
-    if is_top_dead(thread, slot) {
+    if is_top_dead(thread, slot.wrapping_sub(1)) {
         let left = Left { below: slot, floor, off_signal_stack: 0 };
         // SAFETY: a live value of the caller.
         let abandoned = Ending { by: ended_by::JUMP, ..unsafe { *ending } };
@@ -545,6 +582,7 @@ pub fn close_all(thread: *mut Thread, tid: u32, ending: &Ending) {
 /// Forgets a thread.
 #[inline(always)]
 pub fn forget(thread: *mut Thread, tid: u32) {
+    emit::count_rest(thread);
     // SAFETY: the thread is gone or this is it.
     let captures = unsafe { (*thread).captures };
     for depth in 0..MAX_DEPTH as u32 {
@@ -628,52 +666,50 @@ fn end_top(thread: *mut Thread, tid: u32, ending: *const Ending, returned: Optio
         // SAFETY: inside the thread's frames.
         unsafe { (*frame(thread, around - 1)).start_ns }
     };
-    // SAFETY: inside the thread's scratch.
-    let bare = unsafe { (&raw mut (*thread).scratch.bare).cast::<Operation>() };
-    let capture = if state & CAPTURED != 0 { CAPTURES.get_ptr_mut(capture_key(tid, depth)) } else { None };
-    let (record, text_len) = match capture {
-        Some(capture) => {
-            // SAFETY: map values live as long as the program.
-            let text_len = unsafe { (*program).text_len };
-            (capture.cast::<Operation>(), text_len)
+    // SAFETY: the thread's state is touched by the thread itself only.
+    let process = unsafe { (*thread).process };
+    let peak_pages = if ending.mark_pages > entry_mark { ending.mark_pages } else { 0 };
+    let fill = |record: *mut Operation, text_len: u32| {
+        // SAFETY: both kinds of record have room for what comes before the words.
+        unsafe {
+            (*record).kind = record_kind::OPERATION;
+            (*record).probe = probe;
+            (*record).process = process;
+            (*record).tid = tid;
+            (*record).depth = around;
+            (*record).start_ns = start_ns;
+            (*record).end_ns = ending.at_ns;
+            (*record).parent_start_ns = parent_start_ns;
+            (*record).exception = ending.exception;
+            (*record).ended_by = ending.by;
+            (*record).signal = ending.signal;
+            (*record).text_len = text_len;
+            (*record).entry_pages = entry_pages;
+            (*record).exit_pages = ending.pages;
+            (*record).peak_pages = peak_pages;
+            (*record).padding = 0;
         }
-        None => (bare, 0),
     };
-    if capture.is_none() {
-        // SAFETY: before the words.
-        unsafe { (*record).unread = u16::MAX };
-    } else {
-        match returned {
-            Some(returned) => fetch(program, record, edge::LEAVE, registers(thread), returned),
-            // SAFETY: a record that only this thread touches; map values live as long as the program.
-            None => unsafe { (*record).unread |= (*program).leave_fetches as u16 },
-        }
+    let capture = if state & CAPTURED != 0 { CAPTURES.get_ptr_mut(capture_key(tid, depth)) } else { None };
+    let Some(capture) = capture else {
+        emit::bare_operation(thread, ending.at_ns, |record| {
+            fill(record, 0);
+            // SAFETY: before the words.
+            unsafe { (*record).unread = u16::MAX };
+        });
+        return Some(());
+    };
+    let record = capture.cast::<Operation>();
+    match returned {
+        Some(returned) => fetch(program, record, edge::LEAVE, registers(thread), returned),
+        // SAFETY: a record that only this thread touches; map values live as long as the program.
+        None => unsafe { (*record).unread |= (*program).leave_fetches as u16 },
     }
-    // SAFETY: both kinds of record have room for what comes before the words.
-    unsafe {
-        (*record).kind = record_kind::OPERATION;
-        (*record).probe = probe;
-        (*record).process = (*thread).process;
-        (*record).tid = tid;
-        (*record).depth = around;
-        (*record).start_ns = start_ns;
-        (*record).end_ns = ending.at_ns;
-        (*record).parent_start_ns = parent_start_ns;
-        (*record).exception = ending.exception;
-        (*record).ended_by = ending.by;
-        (*record).signal = ending.signal;
-        (*record).text_len = text_len;
-        (*record).entry_pages = entry_pages;
-        (*record).exit_pages = ending.pages;
-        (*record).peak_pages = if ending.mark_pages > entry_mark { ending.mark_pages } else { 0 };
-        (*record).padding = 0;
-    }
-    let extra = u64::from(text_len).min(TEXT_BYTES as u64);
-    match capture {
-        // SAFETY: a whole record.
-        Some(capture) => unsafe { emit::operation(capture.cast(), OPERATION_HEAD_BYTES as u64 + extra) },
-        // SAFETY: every byte before the words has been written.
-        None => unsafe { emit::operation(bare.cast(), OPERATION_BARE_BYTES as u64) },
-    }
+    // SAFETY: map values live as long as the program.
+    let text_len = unsafe { (*program).text_len };
+    fill(record, text_len);
+    let bytes = OPERATION_HEAD_BYTES as u64 + u64::from(text_len).min(TEXT_BYTES as u64);
+    // SAFETY: a whole record.
+    unsafe { emit::operation(thread, capture.cast(), bytes, ending.at_ns) };
     Some(())
 }

@@ -108,15 +108,25 @@ pub static TALLIES: LruHashMap<TallyKey, u64> = LruHashMap::with_max_entries(163
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(16 << 20, 0);
 
+/// 0 → when the agent was last woken to drain a buffer that filled. Programs write and read.
+#[map]
+pub static WOKEN: Array<u64> = Array::with_max_entries(1, 0);
+
 /// What was seen, sent and lost; see [`Counter`].
 #[map]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTER_COUNT, 0);
 
-/// Adds one to a counter. Atomic, because a program can be preempted by another on its CPU.
+/// Adds one to a counter.
 #[inline(always)]
 pub fn count(counter: Counter) {
+    add(counter, 1);
+}
+
+/// Adds to a counter. Atomic, because a program can be preempted by another on its CPU.
+#[inline(always)]
+pub fn add(counter: Counter, amount: u64) {
     if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
         // SAFETY: an aligned u64 in the map, which outlives the program.
-        unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) value, in(reg) 1_u64) };
+        unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) value, in(reg) amount) };
     }
 }
