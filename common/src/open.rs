@@ -10,6 +10,15 @@ pub const CAPTURED: u32 = 1 << 31;
 /// Bit of [`Frame::state`]: something is to be read when it returns, in it or in a call that goes on in it by a tail call.
 pub const READS_AT_LEAVE: u32 = 1 << 30;
 
+/// Bit of [`Frame::state`]: it gets no record when it returns, and no call inside names it.
+pub const AGGREGATED: u32 = 1 << 29;
+/// Bit of [`Frame::state`]: a call inside has got a record that names it.
+pub const HOLDS_RECORD: u32 = 1 << 28;
+/// Lowest bits of [`Frame::state`]: calls around it that are not [`AGGREGATED`].
+pub const AROUND_MASK: u32 = 0xff;
+/// Place of the bits of [`Frame::state`] that name the innermost of those: its index and one, 0 = none.
+pub const VISIBLE_SHIFT: u32 = 8;
+
 /// One open call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
@@ -20,7 +29,7 @@ pub struct Frame {
     pub start_ns: u64,
     /// Probe program.
     pub probe: u32,
-    /// [`CAPTURED`] and [`READS_AT_LEAVE`], or 0.
+    /// [`CAPTURED`], [`READS_AT_LEAVE`], [`AGGREGATED`], [`HOLDS_RECORD`]; [`AROUND_MASK`], [`VISIBLE_SHIFT`].
     pub state: u32,
     /// Resident pages of the process when it was entered, 0 = not known.
     pub pages: u32,

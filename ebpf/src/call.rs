@@ -11,14 +11,16 @@ use aya_ebpf::{
 };
 use cadscope_common::{
     cookie::{Base, Cookie, Edge, RETURN_NOT_FINAL},
-    open::{CAPTURED, Frame, READS_AT_LEAVE, Thread},
+    open::{
+        AGGREGATED, AROUND_MASK, CAPTURED, Frame, HOLDS_RECORD, READS_AT_LEAVE, Thread, VISIBLE_SHIFT,
+    },
     probe::{MAX_FETCHES, MAX_STEPS, ProbeProgram, TEXT_BLOCK, TEXT_BYTES, WORDS, base, edge, flags, kind},
     record::{OPERATION_HEAD_BYTES, Operation, ended_by, record_kind},
     settings::{Counter, MAX_DEPTH},
 };
 
 use crate::{
-    emit,
+    aggregate, emit,
     maps::{
         CAPTURES, Lowest, PROBES, RESIDENT, TARGETS, THREADS, WORKERS, ZERO_CAPTURE, ZERO_THREAD, count,
         setting,
@@ -168,9 +170,17 @@ fn enter(ctx: &ProbeContext) -> Option<()> {
         count(Counter::TooDeep);
         return None;
     }
-    let mut state = state_around(thread, depth, slot);
     // SAFETY: map values live as long as the program.
-    if unsafe { (*program).fetch_count } > 0 {
+    let probe_flags = unsafe { (*program).flags };
+    if probe_flags & flags::RELINKING != 0 && is_hit_again(thread, depth, slot, cookie.probe(), start_ns) {
+        count(Counter::Twice);
+        return None;
+    }
+    let mut state = state_around(thread, depth, slot);
+    if probe_flags & flags::AGGREGATE != 0 {
+        state |= AGGREGATED;
+    // SAFETY: map values live as long as the program.
+    } else if unsafe { (*program).fetch_count } > 0 {
         match capture_of(thread, tid, depth) {
             Some(record) => {
                 let registers = registers(thread);
@@ -201,7 +211,8 @@ fn enter(ctx: &ProbeContext) -> Option<()> {
     Some(())
 }
 
-/// What the state of a frame says of those that it goes on for by a tail call: they return with it.
+/// What the state of the frame around says of a new one: which calls around it have records, and whether something is
+/// to be read when this one returns because the one around returns with it, having gone on here by a tail call.
 #[inline(always)]
 fn state_around(thread: *mut Thread, depth: u32, slot: u64) -> u32 {
     if depth == 0 {
@@ -210,7 +221,34 @@ fn state_around(thread: *mut Thread, depth: u32, slot: u64) -> u32 {
     let outer = frame(thread, depth - 1);
     // SAFETY: inside the thread's frames.
     let (outer_slot, state) = unsafe { ((*outer).slot, (*outer).state) };
-    if outer_slot == slot { state & READS_AT_LEAVE } else { 0 }
+    let mut own = visible_around(state, depth);
+    if outer_slot == slot {
+        own |= state & READS_AT_LEAVE;
+    }
+    own
+}
+
+/// What is visible from inside a frame, the `depth`-th: itself, unless it gets no record.
+#[inline(always)]
+fn visible_around(state: u32, depth: u32) -> u32 {
+    if state & AGGREGATED == 0 {
+        ((state & AROUND_MASK) + 1) & AROUND_MASK | (depth & AROUND_MASK) << VISIBLE_SHIFT
+    } else {
+        state & (AROUND_MASK | AROUND_MASK << VISIBLE_SHIFT)
+    }
+}
+
+/// Whether this is the second hit of an entry that is probed twice for a moment.
+#[inline(always)]
+fn is_hit_again(thread: *mut Thread, depth: u32, slot: u64, probe: u32, now_ns: u64) -> bool {
+    const AGAIN_NS: u64 = 20_000;
+    if depth == 0 {
+        return false;
+    }
+    let top = frame(thread, depth - 1);
+    // SAFETY: inside the thread's frames.
+    let (top_slot, top_probe, start_ns) = unsafe { ((*top).slot, (*top).probe, (*top).start_ns) };
+    top_slot == slot && top_probe == probe && now_ns.wrapping_sub(start_ns) < AGAIN_NS
 }
 
 #[uprobe]
@@ -243,7 +281,7 @@ fn leave(ctx: &ProbeContext) -> Option<()> {
         if own {
             // SAFETY: the thread's state is touched by the thread itself only.
             unsafe { (*thread).flights = 0 };
-            count(Counter::ReturnWithoutEntry);
+            count(if is_relinking(cookie.probe()) { Counter::Twice } else { Counter::ReturnWithoutEntry });
         }
         return None;
     }
@@ -562,6 +600,12 @@ impl SignalStack {
 }
 
 #[inline(always)]
+fn is_relinking(probe: u32) -> bool {
+    // SAFETY: map values live as long as the program.
+    PROBES.get_ptr(probe).is_some_and(|program| unsafe { (*program).flags } & flags::RELINKING != 0)
+}
+
+#[inline(always)]
 fn goes_on(probe: u32) -> bool {
     // SAFETY: map values live as long as the program.
     PROBES.get_ptr(probe).is_some_and(|program| unsafe { (*program).flags } & flags::TAIL_CALLS != 0)
@@ -618,6 +662,25 @@ fn frames_around(thread: *mut Thread, depth: u32, slot: u64) -> u32 {
     around
 }
 
+/// How many of the frames around have records, and when the innermost of these was entered, 0 if none.
+#[inline(always)]
+fn visible(thread: *mut Thread, around: u32) -> (u32, u64) {
+    if around == 0 {
+        return (0, 0);
+    }
+    // SAFETY: inside the thread's frames.
+    let seen = visible_around(unsafe { (*frame(thread, around - 1)).state }, around);
+    let parent = seen >> VISIBLE_SHIFT & AROUND_MASK;
+    if parent == 0 {
+        return (0, 0);
+    }
+    let parent = frame(thread, parent - 1);
+    // SAFETY: inside the thread's frames.
+    unsafe { (*parent).state |= HOLDS_RECORD };
+    // SAFETY: as above.
+    (seen & AROUND_MASK, unsafe { (*parent).start_ns })
+}
+
 /// Ends the innermost frame, which did not return, and sends its record.
 ///
 /// A global function, which the verifier looks at once and not once a caller; its arguments are plain pointers,
@@ -652,20 +715,15 @@ fn end_top(thread: *mut Thread, tid: u32, ending: *const Ending, returned: Optio
     let (start_ns, probe, state) = unsafe { ((*top).start_ns, (*top).probe, (*top).state) };
     // SAFETY: as above.
     let (entry_pages, entry_mark) = unsafe { ((*top).pages, (*top).mark_pages) };
-    let program = PROBES.get_ptr(probe)?;
-    // SAFETY: map values live as long as the program.
-    if ending.at_ns.wrapping_sub(start_ns) < unsafe { (*program).min_duration_ns } {
-        count(Counter::TooShort);
+    let duration_ns = ending.at_ns.wrapping_sub(start_ns);
+    if returned.is_some() && aggregate::is_wanted(state, duration_ns) {
+        aggregate::add(thread, depth, probe, duration_ns);
         return None;
     }
+    let program = PROBES.get_ptr(probe)?;
     // SAFETY: inside the thread's frames.
     let around = frames_around(thread, depth, unsafe { (*top).slot });
-    let parent_start_ns = if around == 0 {
-        0
-    } else {
-        // SAFETY: inside the thread's frames.
-        unsafe { (*frame(thread, around - 1)).start_ns }
-    };
+    let (around, parent_start_ns) = visible(thread, around);
     // SAFETY: the thread's state is touched by the thread itself only.
     let process = unsafe { (*thread).process };
     let peak_pages = if ending.mark_pages > entry_mark { ending.mark_pages } else { 0 };

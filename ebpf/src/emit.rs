@@ -10,7 +10,7 @@ use aya_ebpf::helpers::generated::{
 use cadscope_common::{
     open::Thread,
     record::{OPERATION_BARE_BYTES, Operation},
-    settings::Counter,
+    settings::{Counter, RING_BYTES},
 };
 
 use crate::maps::{EVENTS, WOKEN, add, count};
@@ -18,7 +18,7 @@ use crate::maps::{EVENTS, WOKEN, add, count};
 const NO_WAKEUP: u64 = 1;
 const FORCE_WAKEUP: u64 = 2;
 const AVAILABLE_DATA: u64 = 0;
-const QUARTER: u64 = 4 << 20;
+const QUARTER: u64 = RING_BYTES as u64 / 4;
 /// A thread looks at how full the buffer is at each of so many records; a power of two.
 const LOOK_EVERY: u32 = 32;
 /// An agent that has been woken is not woken again for so long.

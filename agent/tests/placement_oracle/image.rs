@@ -6,7 +6,9 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use object::elf::{R_X86_64_64, R_X86_64_GLOB_DAT, R_X86_64_JUMP_SLOT, R_X86_64_RELATIVE};
-use object::{Object as _, ObjectSegment as _, ObjectSymbol as _, RelocationFlags, RelocationTarget, SymbolKind};
+use object::{
+    Object as _, ObjectSegment as _, ObjectSymbol as _, RelocationFlags, RelocationTarget, SymbolKind,
+};
 
 /// Where the file is mapped.
 pub const BASE: u64 = 0x2000_0000_0000;
@@ -57,7 +59,9 @@ impl Image {
             .segments()
             .map(|segment| {
                 let (offset, bytes_in_file) = segment.file_range();
-                let object::SegmentFlags::Elf { p_flags, .. } = segment.flags() else { panic!("no ELF file") };
+                let object::SegmentFlags::Elf { p_flags, .. } = segment.flags() else {
+                    panic!("no ELF file")
+                };
                 Segment {
                     vaddr: segment.address(),
                     bytes_in_memory: segment.size(),
@@ -94,8 +98,19 @@ impl Image {
     /// Whether the function that a stub stands for may not return.
     pub fn may_not_return(&self, stub: u64) -> bool {
         const WORDS: [&str; 13] = [
-            "throw", "Throw", "Raise", "abort", "Abort", "exit", "fail", "terminate", "Unwind_Resume", "bad_",
-            "longjmp", "assert", "unreachable",
+            "throw",
+            "Throw",
+            "Raise",
+            "abort",
+            "Abort",
+            "exit",
+            "fail",
+            "terminate",
+            "Unwind_Resume",
+            "bad_",
+            "longjmp",
+            "assert",
+            "unreachable",
         ];
         self.stubs.get(&stub).is_none_or(|name| WORDS.iter().any(|word| name.contains(word)))
     }

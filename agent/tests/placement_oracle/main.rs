@@ -87,7 +87,9 @@ fn libraries(folder: &Path, found: &mut Vec<PathBuf>) {
             libraries(&path, found);
         } else if kind.is_file()
             && name.contains(".so")
-            && (name.starts_with("libTK") || name.starts_with("libFreeCAD") || name.starts_with("OCP.")
+            && (name.starts_with("libTK")
+                || name.starts_with("libFreeCAD")
+                || name.starts_with("OCP.")
                 || folder.ends_with("freecad-python3/lib"))
         {
             found.push(path);
@@ -168,7 +170,9 @@ fn a_rule_that_places_wrongly_is_caught() {
     for function in image.functions.iter().step_by(SAMPLE) {
         if let Ok(sites) = file.place(&function.name)
             && oracle.judge(function.vaddr, &sites).is_ok_and(|verdict| {
-                verdict.entry_confirmed && verdict.exits_confirmed == sites.exits.len() && !sites.exits.is_empty()
+                verdict.entry_confirmed
+                    && verdict.exits_confirmed == sites.exits.len()
+                    && !sites.exits.is_empty()
             })
         {
             confirmed.push((function, sites));
@@ -183,6 +187,10 @@ fn a_rule_that_places_wrongly_is_caught() {
             caught += usize::from(oracle.judge(function.vaddr, &wrong).is_err());
         }
         println!("{name}: caught in {caught} of {} functions", confirmed.len());
-        assert!(caught * 10 >= confirmed.len() * 8, "{name}: caught in {caught} of {} functions", confirmed.len());
+        assert!(
+            caught * 10 >= confirmed.len() * 8,
+            "{name}: caught in {caught} of {} functions",
+            confirmed.len()
+        );
     }
 }

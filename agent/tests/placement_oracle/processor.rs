@@ -68,8 +68,7 @@ impl Processor {
 
     pub fn read(&self, address: u64, to: &mut [u8]) -> bool {
         let (base, len) = (usize::try_from(address).unwrap(), to.len());
-        let read =
-            process_vm_readv(self.pid, &mut [IoSliceMut::new(to)], &[RemoteIoVec { base, len }]);
+        let read = process_vm_readv(self.pid, &mut [IoSliceMut::new(to)], &[RemoteIoVec { base, len }]);
         read == Ok(len)
     }
 
@@ -118,9 +117,7 @@ fn become_traced(image: &Image) -> ! {
         let start = (BASE + segment.vaddr) & !(PAGE - 1);
         let end = (BASE + segment.vaddr + segment.bytes_in_memory).next_multiple_of(PAGE);
         // SAFETY: memory that has just been mapped.
-        unsafe {
-            libc::mprotect(start as *mut _, (end - start) as usize, libc::PROT_READ | libc::PROT_EXEC)
-        };
+        unsafe { libc::mprotect(start as *mut _, (end - start) as usize, libc::PROT_READ | libc::PROT_EXEC) };
     }
     for (start, bytes) in [(OBJECTS, OBJECTS_BYTES), (STUBS, STUBS_BYTES), (STACK, STACK_BYTES)] {
         map(start, bytes);

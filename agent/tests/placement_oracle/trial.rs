@@ -194,10 +194,10 @@ impl<'a> Oracle<'a> {
         if after.rip == SENTINEL {
             return Some(Ok(if after.rsp == SLOT + 8 { Ended::Returned } else { Ended::Unfinished }));
         }
-        let next = (before.rsp.wrapping_sub(after.rsp) == 8).then(|| self.processor.word(after.rsp)).flatten();
-        let is_call = next.is_some_and(|next| {
-            (2..=15).contains(&next.wrapping_sub(before.rip)) && next != after.rip
-        });
+        let next =
+            (before.rsp.wrapping_sub(after.rsp) == 8).then(|| self.processor.word(after.rsp)).flatten();
+        let is_call =
+            next.is_some_and(|next| (2..=15).contains(&next.wrapping_sub(before.rip)) && next != after.rip);
         if let Some(next) = next.filter(|_| is_call) {
             run.calls += 1;
             if self.image.is_code(after.rip) {
@@ -265,7 +265,8 @@ impl<'a> Oracle<'a> {
 
 /// What a word of an object is: mostly a pointer to an object, in the first seed always.
 fn value(index: u64, seed: u64) -> u64 {
-    let mut mixed = (index + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ seed.wrapping_mul(0xd1b5_4a32_d192_ed03);
+    let mut mixed =
+        (index + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ seed.wrapping_mul(0xd1b5_4a32_d192_ed03);
     mixed ^= mixed >> 29;
     mixed = mixed.wrapping_mul(0xbf58_476d_1ce4_e5b9);
     mixed ^= mixed >> 32;
@@ -289,9 +290,13 @@ fn arguments(registers: &mut user_regs_struct, seed: u64) {
     registers.r8 = pointer(5);
     registers.r9 = if seed == 1 { 0 } else { pointer(6) };
     registers.rax = 0;
-    for (number, register) in
-        (7..).zip([&mut registers.rbx, &mut registers.r12, &mut registers.r13, &mut registers.r14, &mut registers.r15])
-    {
+    for (number, register) in (7..).zip([
+        &mut registers.rbx,
+        &mut registers.r12,
+        &mut registers.r13,
+        &mut registers.r14,
+        &mut registers.r15,
+    ]) {
         *register = pointer(number);
     }
     registers.rbp = pointer(12);
@@ -326,8 +331,8 @@ fn slot_of(site: &Site, registers: &user_regs_struct) -> u64 {
 fn register(registers: &user_regs_struct, number: u8) -> u64 {
     let r = registers;
     [
-        r.rax, r.rcx, r.rdx, r.rbx, r.rsp, r.rbp, r.rsi, r.rdi, r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14,
-        r.r15,
+        r.rax, r.rcx, r.rdx, r.rbx, r.rsp, r.rbp, r.rsi, r.rdi, r.r8, r.r9, r.r10, r.r11, r.r12, r.r13,
+        r.r14, r.r15,
     ][usize::from(number)]
 }
 
@@ -338,7 +343,11 @@ fn judge_entry(run: &Run, entry: &Site) -> Result<(), String> {
         return Err(format!("the entry is reached {} times", hits.len()));
     }
     let Some(hit) = hits.first() else {
-        return if run.ended == Ended::Unfinished { Ok(()) } else { Err(format!("{:?} without an entry", run.ended)) };
+        return if run.ended == Ended::Unfinished {
+            Ok(())
+        } else {
+            Err(format!("{:?} without an entry", run.ended))
+        };
     };
     let arguments = |r: &user_regs_struct| [r.rdi, r.rsi, r.rdx, r.rcx, r.r8, r.r9];
     if slot_of(entry, &hit.registers) != SLOT {
