@@ -78,15 +78,15 @@ pub fn run(config: &AgentConfig, options: ObserverOptions) -> anyhow::Result<()>
 fn observe(mut observer: Observer, config: &AgentConfig, traces: Traces, shared: &Shared, stop: &AtomicBool) {
     let rollups = Rollups::new(observer.attacher().catalog());
     let mut feed = Feed::new(shared.metrics(), rollups, config.pod_labels, traces);
-    observer.scan(None, &mut |observation| feed.take(&observation));
-    observer.drain(&mut |observation| feed.take(&observation));
+    observer.scan(None, &mut |observation| feed.take(observation));
+    observer.drain(&mut |observation| feed.take(observation));
     status::renew(&observer, shared, feed.oom_kills());
     give_back();
     let mut tick = 0_u32;
     let mut received = 0;
     let mut looks = 0;
     while !stop.load(Ordering::Relaxed) {
-        observer.poll(TICK, &mut |observation| feed.take(&observation));
+        observer.poll(TICK, &mut |observation| feed.take(observation));
         shared.metrics().events_received(observer.received().saturating_sub(received));
         received = observer.received();
         feed.tick();
@@ -105,6 +105,6 @@ fn observe(mut observer: Observer, config: &AgentConfig, traces: Traces, shared:
             feed.look_at_usage(&observer);
         }
     }
-    observer.drain(&mut |observation| feed.take(&observation));
+    observer.drain(&mut |observation| feed.take(observation));
     feed.end(&observer);
 }

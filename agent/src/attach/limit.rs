@@ -1,5 +1,7 @@
 //! Turns the verdict on a probe that is hit too often into fewer records, or none of its sites.
 
+use std::sync::Arc;
+
 use cadscope_common::probe::flags;
 
 use super::{Attacher, TrackedFile, too_hot};
@@ -24,6 +26,7 @@ impl Attacher {
         if slot.limited.0 >= measure {
             return Ok(false);
         }
+        let slot = Arc::make_mut(slot);
         slot.program.flags |= flags::AGGREGATE;
         kernel.set_probe(probe, &slot.program)?;
         slot.limited = (measure, rate);
