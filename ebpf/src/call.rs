@@ -25,7 +25,7 @@ use crate::{
         CAPTURES, Lowest, PROBES, RESIDENT, TARGETS, THREADS, WORKERS, ZERO_CAPTURE, ZERO_THREAD, count,
         setting,
     },
-    memory, task, unwind, user,
+    memory, stack, task, unwind, user,
 };
 
 /// Inserts only what is not there.
@@ -146,6 +146,7 @@ fn capture_key(tid: u32, index: u32) -> u64 {
 
 #[uprobe]
 pub fn call_enter(ctx: ProbeContext) -> u32 {
+    stack::keep_to_the_task();
     enter(&ctx);
     0
 }
@@ -253,6 +254,7 @@ fn is_hit_again(thread: *mut Thread, depth: u32, slot: u64, probe: u32, now_ns: 
 
 #[uprobe]
 pub fn call_leave(ctx: ProbeContext) -> u32 {
+    stack::keep_to_the_task();
     leave(&ctx);
     0
 }
