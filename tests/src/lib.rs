@@ -12,10 +12,12 @@
 
 pub mod agent;
 pub mod builds;
+pub mod cgroup;
 pub mod collector;
 pub mod compare;
 pub mod freecad;
 pub mod independent;
+pub mod kubernetes;
 pub mod metrics;
 pub mod node;
 pub mod record;
