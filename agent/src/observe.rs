@@ -100,6 +100,8 @@ pub struct Observer {
     variables: Variables,
     sources: Sources,
     targets: Targets,
+    /// Ends of workers that were gone when they were recognised: told after what else the ring buffer has of them.
+    late: Vec<Life>,
     reviewed_ns: u64,
     forgot_ns: u64,
     received: u64,
@@ -150,6 +152,7 @@ impl Observer {
             variables: options.variables,
             sources: Sources::new(options.sources),
             targets: Targets::new(!options.only_targets),
+            late: Vec::new(),
             reviewed_ns: now,
             forgot_ns: now,
             received: 0,
@@ -240,6 +243,7 @@ impl Observer {
 
     /// Takes everything that has arrived.
     pub fn drain(&mut self, say: &mut dyn FnMut(Observation)) {
+        let late = std::mem::take(&mut self.late);
         let mut steps = Vec::new();
         self.mappings.drain(|step| steps.push(step));
         for step in steps {
@@ -258,6 +262,10 @@ impl Observer {
                     receive::Unreadable::UnknownProbe => "unknown_probe",
                 })),
             }
+        }
+        // All that these workers did was in the ring buffer when their end was found, a whole round ago.
+        for life in late {
+            self.exited(&life, say);
         }
     }
 
@@ -337,9 +345,7 @@ impl Observer {
         for mapping in discover::mappings_of(&self.proc, pid) {
             self.see(&mapping, say);
         }
-        if let Some(life) = gone {
-            self.exited(&life, say);
-        }
+        self.late.extend(gone);
     }
 
     /// What is known of a process that is a worker.
@@ -437,9 +443,7 @@ impl Observer {
                 }
             }
             Event::OutOfMemory(oom) => {
-                if let Some(live) = self.workers.get_mut(oom.process.pid) {
-                    live.oom = Some(receive::out_of_memory(&oom));
-                }
+                self.workers.ran_out_of_memory(oom.process.pid, receive::out_of_memory(&oom));
             }
         }
     }
@@ -455,12 +459,16 @@ impl Observer {
             let executed = self.kernel.executed_ns(process.pid);
             let program = self.workers.program_of(process.pid);
             let worker = self.worker(process, program, of_file.clone(), executed);
+            let gone = self.kernel.ended(process.pid).filter(|life| is_end_of(life, Some(process), executed));
+            if gone.is_some_and(|life| self.workers.has_ended(process.pid, life.at_ns)) {
+                return Arc::new(worker);
+            }
             let live = self.workers.enter(worker, executed.unwrap_or_else(now_ns));
             live.settled = true;
             say(Observation::Started(Arc::clone(&live.worker)));
             self.written.hold(process.pid);
-            // A refusal shows when the process ends without notice: the review finds it.
-            let _ = self.kernel.add_worker(process);
+            // The kernel side tells of its end: it has made a call.
+            self.late.extend(gone);
         }
         let Some(live) = self.workers.get_mut(process.pid) else { return Arc::default() };
         announce(live, say);

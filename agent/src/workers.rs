@@ -22,6 +22,8 @@ pub use self::targets::Targets;
 const MAX_PROGRAMS: usize = 65_536;
 /// Ends that are remembered, so that what is learnt late of a process does not revive it.
 const MAX_ENDED: usize = 16_384;
+/// Processes chosen to be killed that are remembered.
+const MAX_VICTIMS: usize = 256;
 /// How long a fork is taken to be on the way to another program, in nanoseconds.
 const FORK_NS: u64 = 1_000_000_000;
 /// Threads of a dying worker whose operations are remembered.
@@ -69,6 +71,8 @@ pub struct Workers {
     programs: HashMap<u32, Option<String>>,
     /// Process → when it ended.
     ended: HashMap<u32, u64>,
+    /// Processes that the kernel has chosen to be killed, and that are not known as workers yet.
+    victims: HashMap<u32, OutOfMemory>,
 }
 
 impl Workers {
@@ -95,6 +99,7 @@ impl Workers {
     /// Enters a worker.
     pub fn enter(&mut self, worker: Worker, started_ns: u64) -> &mut Live {
         let pid = worker.process.pid;
+        let oom = self.victims.remove(&pid).filter(|oom| oom.at_ns >= started_ns);
         let live = Live {
             worker: Arc::new(worker),
             started_ns,
@@ -103,7 +108,7 @@ impl Workers {
             announced: true,
             script_failed: false,
             peaks: Peaks::default(),
-            oom: None,
+            oom,
             cut_short: Vec::new(),
         };
         self.live.entry(pid).insert_entry(live).into_mut()
@@ -118,6 +123,18 @@ impl Workers {
         live.settled = settled;
         live.announced = false;
         Some(live)
+    }
+
+    /// Notes that the kernel has chosen a process to be killed; it may turn out to be a worker.
+    pub fn ran_out_of_memory(&mut self, pid: u32, oom: OutOfMemory) {
+        if let Some(live) = self.live.get_mut(&pid) {
+            live.oom = Some(oom);
+            return;
+        }
+        if self.victims.len() >= MAX_VICTIMS {
+            self.victims.clear();
+        }
+        self.victims.insert(pid, oom);
     }
 
     /// Removes a worker that ended at this time.
@@ -272,6 +289,20 @@ mod tests {
         assert_eq!(workers.end(8, 5).unwrap().started_ns, 2);
         assert!(!workers.contains(8) && workers.contains(7));
         assert!(workers.has_ended(8, 5) && !workers.has_ended(8, 6));
+    }
+
+    #[test]
+    fn a_victim_that_is_recognised_late_is_one_but_not_who_bears_its_pid_later() {
+        let oom =
+            |at_ns| OutOfMemory { at_ns, resident_bytes: 0, limit: Limit::Node, operation: String::new() };
+        let mut workers = Workers::default();
+        for pid in [7, 8] {
+            workers.ran_out_of_memory(pid, oom(5));
+        }
+        assert!(workers.enter(worker(7), 1).oom.is_some());
+        assert!(workers.enter(worker(8), 6).oom.is_none());
+        workers.ran_out_of_memory(8, oom(9));
+        assert!(workers.get(8).unwrap().oom.is_some());
     }
 
     #[test]

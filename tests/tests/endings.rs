@@ -87,6 +87,11 @@ fn five_hundred_workers_end_in_ten_ways_and_each_is_counted_once() -> Result<()>
     std::fs::write(&catalog, CATALOG)?;
     let (program, tight) = (program()?, Cgroup::new("endings", Some(8 << 20))?);
     let agent = Agent::start(&["--catalog".as_ref(), catalog.as_os_str()])?;
+    // Of a file that the node has never seen, only what happens after its probes are in place is known in full.
+    let first = start(&program, &CASES[2], &tight)?;
+    wait(&mut { first }, LIMIT)?;
+    let probed = [("status", "killed")];
+    agent.metrics_when(LIMIT, |metrics| metrics.sum("model_generation_completed_total", &probed) == 1.0)?;
     let begin = Instant::now();
     let mut running = std::collections::VecDeque::new();
     let (mut exits, mut flows) = (BTreeMap::new(), BTreeMap::new());

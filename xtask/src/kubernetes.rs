@@ -14,16 +14,18 @@ use crate::setup::{self, Purpose};
 use crate::shell::run;
 
 /// A root file system with Kubernetes 1.20.2's sources and a compiler of its time: built with Go 1.19, the apiserver
-/// crashes. Its suite lists the sources and does not have all of them any more: the next one has.
+/// crashes. Its suite lists the sources and does not have all of them any more: the next one has, and an etcd that need
+/// not write through to the disk.
 pub(crate) const ROOT: &[&str] = &[
     "--variant=apt",
     "--architectures=amd64",
     "--aptopt=APT::Install-Recommends \"false\"",
     "--aptopt=Acquire::Check-Valid-Until \"false\"",
-    "--include=ca-certificates,golang-1.15-go,golang-1.15-src,make,gcc,libc6-dev,rsync,etcd-server,busybox-static",
+    "--include=ca-certificates,golang-1.15-go,golang-1.15-src,make,gcc,libc6-dev,rsync,busybox-static",
     "--customize-hook=chroot \"$1\" sh -ec 'cd /etc/apt; \
-     sed -n \"1s/^deb \\(.*\\) bullseye main/deb-src \\1 bookworm main/p\" sources.list >sources.list.d/source.list; \
-     apt-get -q update; mkdir /build; cd /build; apt-get -q source --download-only kubernetes'",
+     sed -n \"1s/^deb \\(.*\\) bullseye main/deb \\1 bookworm main\\ndeb-src \\1 bookworm main/p\" sources.list \
+     >sources.list.d/next.list; apt-get -q update; mkdir /build; cd /build; \
+     apt-get -q source --download-only kubernetes; apt-get -q download etcd-server/bookworm'",
     "bullseye",
 ];
 
@@ -39,7 +41,8 @@ make WHAT="cmd/kube-apiserver cmd/kubelet cmd/kube-scheduler cmd/kube-controller
 gcc -Os -static -o /build/pause /build/pause.c
 mkdir /build/bin
 mv _output/local/bin/linux/amd64/kube* /build/pause /build/bin
-cp /usr/bin/etcd "$(command -v busybox)" /build/bin
+dpkg -x /build/etcd-server_*.deb /build/etcd
+cp /build/etcd/usr/bin/etcd "$(command -v busybox)" /build/bin
 "#;
 
 /// Makes the programs of a node; a few minutes, and 3 GB while it does.
