@@ -13,6 +13,7 @@
 pub mod agent;
 pub mod builds;
 pub mod cgroup;
+pub mod chart;
 pub mod collector;
 pub mod compare;
 pub mod freecad;
@@ -20,6 +21,7 @@ pub mod independent;
 pub mod kubernetes;
 pub mod metrics;
 pub mod node;
+pub mod privileges;
 pub mod record;
 pub mod residue;
 pub mod run;
