@@ -246,14 +246,7 @@ impl Observer {
     /// Takes everything that has arrived.
     pub fn drain(&mut self, say: &mut dyn FnMut(Observation)) {
         let late = std::mem::take(&mut self.late);
-        let mut steps = Vec::new();
-        self.mappings.drain(|step| steps.push(step));
-        for step in steps {
-            match step {
-                Step::Executed { pid } => self.workers.executed(pid),
-                Step::Mapped(mapping) => self.mapped(&mapping, say),
-            }
-        }
+        self.follow_mappings(say);
         while let Some(event) = self.records.next(receive::read) {
             self.received += 1;
             match event {
@@ -268,6 +261,17 @@ impl Observer {
         // All that these workers did was in the ring buffer when their end was found, a whole round ago.
         for life in late {
             self.exited(&life, say);
+        }
+    }
+
+    fn follow_mappings(&mut self, say: &mut dyn FnMut(Observation)) {
+        let mut steps = Vec::new();
+        self.mappings.drain(|step| steps.push(step));
+        for step in steps {
+            match step {
+                Step::Executed { pid } => self.workers.executed(pid),
+                Step::Mapped(mapping) => self.mapped(&mapping, say),
+            }
         }
     }
 
@@ -304,6 +308,10 @@ impl Observer {
             Ok(Seen::Runtime) => {
                 if self.workers.contains(mapping.pid) {
                     self.hold(mapping, say);
+                } else if self.workers.was_worker(mapping.pid) {
+                    self.hold_for_the_next(mapping, say);
+                } else {
+                    self.workers.maps_runtime(mapping);
                 }
             }
             // Executable files that are not ELF files of this machine are none of our business.
@@ -319,6 +327,12 @@ impl Observer {
         }
     }
 
+    /// Places the probes of a file that a worker mapped which is gone: the next of its kind finds them.
+    fn hold_for_the_next(&mut self, mapping: &Mapping, say: &mut dyn FnMut(Observation)) {
+        self.hold(mapping, say);
+        self.attacher.release(mapping.pid, now_ns());
+    }
+
     /// Makes a process a worker, with everything it maps already; also one that is gone by now.
     fn enlist(&mut self, pid: u32, say: &mut dyn FnMut(Observation)) {
         let now = now_ns();
@@ -332,6 +346,9 @@ impl Observer {
         if let Some(life) = &gone {
             self.kernel.remove_worker(pid);
             if self.workers.has_ended(pid, life.at_ns) {
+                for mapping in self.workers.runtimes_of(pid) {
+                    self.hold(&mapping, say);
+                }
                 self.attacher.release(pid, now);
                 self.written.release(pid);
                 return;
@@ -344,6 +361,9 @@ impl Observer {
         let live = self.workers.enter(worker, executed.unwrap_or(now));
         say(Observation::Started(Arc::clone(&live.worker)));
         self.written.hold(pid);
+        for mapping in self.workers.runtimes_of(pid) {
+            self.hold(&mapping, say);
+        }
         for mapping in discover::mappings_of(&self.proc, pid) {
             self.see(&mapping, say);
         }
@@ -427,17 +447,7 @@ impl Observer {
                     self.written.hold(child.pid);
                 }
             }
-            Event::Executed(process, at_ns) => {
-                if self.workers.get_mut(process.pid).is_some_and(|live| !live.announced) {
-                    self.attacher.release(process.pid, at_ns);
-                    self.written.release(process.pid);
-                    self.workers.end(process.pid, at_ns);
-                } else {
-                    self.end(process.pid, at_ns, None, |_| End::without_exit(How::Replaced), say);
-                }
-                // Mappings of its new program can have been reported before.
-                self.scan(Some(&[process.pid]), say);
-            }
+            Event::Executed(process, at_ns) => self.executed(process, at_ns, say),
             Event::Exited(life) => self.exited(&life, say),
             Event::Resident(resident) => {
                 if let Some(live) = self.workers.get_mut(resident.pid) {
@@ -448,6 +458,35 @@ impl Observer {
                 self.workers.ran_out_of_memory(oom.process.pid, receive::out_of_memory(&oom));
             }
         }
+    }
+
+    /// Ends a worker that executed another program. An exec maps its program before it is over: a worker that was
+    /// recognised by that is the new one.
+    fn executed(&mut self, process: ProcessKey, at_ns: u64, say: &mut dyn FnMut(Observation)) {
+        // Its beginning is told there, and before its end.
+        self.follow_mappings(say);
+        match self.workers.get_mut(process.pid) {
+            Some(live) if live.execs == 0 => {
+                live.executed(at_ns);
+                // The kernel side has taken it for the old one.
+                let _ = self.kernel.add_worker(process);
+                if let Some(life) =
+                    self.kernel.ended(process.pid).filter(|life| is_end_of(life, Some(process), Some(at_ns)))
+                {
+                    self.kernel.remove_worker(process.pid);
+                    self.late.push(life);
+                }
+                return;
+            }
+            Some(live) if !live.announced => {
+                self.attacher.release(process.pid, at_ns);
+                self.written.release(process.pid);
+                self.workers.end(process.pid, at_ns);
+            }
+            _ => self.end(process.pid, at_ns, None, |_| End::without_exit(How::Replaced), say),
+        }
+        // Mappings of its new program can have been reported before.
+        self.scan(Some(&[process.pid]), say);
     }
 
     /// The worker that did an operation; one that was not recognised in time is made from what is known.
@@ -471,6 +510,9 @@ impl Observer {
             self.written.hold(process.pid);
             // The kernel side tells of its end: it has made a call.
             self.late.extend(gone);
+            for mapping in self.workers.runtimes_of(process.pid) {
+                self.hold(&mapping, say);
+            }
         }
         let Some(live) = self.workers.get_mut(process.pid) else { return Arc::default() };
         announce(live, say);

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use cadscope_common::record::ProcessKey;
 
+use crate::discover::Mapping;
 use crate::ending::OutOfMemory;
 use crate::memory::Peaks;
 use crate::operation::{Operation, Outcome, Worker};
@@ -24,6 +25,10 @@ const MAX_PROGRAMS: usize = 65_536;
 const MAX_ENDED: usize = 16_384;
 /// Processes chosen to be killed that are remembered.
 const MAX_VICTIMS: usize = 256;
+/// Processes that are no workers and whose runtimes are remembered.
+const MAX_BYSTANDERS: usize = 4096;
+/// Runtimes of one such process.
+const MAX_RUNTIMES: usize = 16;
 /// How long a fork is taken to be on the way to another program, in nanoseconds.
 const FORK_NS: u64 = 1_000_000_000;
 /// Threads of a dying worker whose operations are remembered.
@@ -43,6 +48,8 @@ pub struct Live {
     pub started_ns: u64,
     /// The versions were read from the process itself, or cannot be.
     pub settled: bool,
+    /// Programs that it has begun to execute since it was recognised.
+    pub execs: u32,
     /// Operations that have ended.
     pub operations: u64,
     /// It has been told of.
@@ -73,6 +80,8 @@ pub struct Workers {
     ended: HashMap<u32, u64>,
     /// Processes that the kernel has chosen to be killed, and that are not known as workers yet.
     victims: HashMap<u32, OutOfMemory>,
+    /// Process that is no worker yet → the runtimes that it maps.
+    runtimes: HashMap<u32, Vec<Mapping>>,
 }
 
 impl Workers {
@@ -82,6 +91,32 @@ impl Workers {
             self.programs.clear();
         }
         self.programs.insert(pid, None);
+        self.runtimes.remove(&pid);
+        if let Some(live) = self.live.get_mut(&pid) {
+            live.execs += 1;
+        }
+    }
+
+    /// Notes a runtime that a process maps which is no worker; it may turn out to be one when it is gone.
+    pub fn maps_runtime(&mut self, mapping: &Mapping) {
+        if self.runtimes.len() >= MAX_BYSTANDERS && !self.runtimes.contains_key(&mapping.pid) {
+            self.runtimes.clear();
+        }
+        let known = self.runtimes.entry(mapping.pid).or_default();
+        if known.len() < MAX_RUNTIMES && known.iter().all(|other| other.file != mapping.file) {
+            known.push(mapping.clone());
+        }
+    }
+
+    /// The runtimes that a process mapped before it was recognised. Told once.
+    pub fn runtimes_of(&mut self, pid: u32) -> Vec<Mapping> {
+        self.runtimes.remove(&pid).unwrap_or_default()
+    }
+
+    /// Whether a process that is none now was a worker: what is learnt of it late is of a worker.
+    #[must_use]
+    pub fn was_worker(&self, pid: u32) -> bool {
+        self.ended.contains_key(&pid) && !self.contains(pid)
     }
 
     /// Notes what a process maps: the first file after exec is its program.
@@ -104,6 +139,7 @@ impl Workers {
             worker: Arc::new(worker),
             started_ns,
             settled: false,
+            execs: 0,
             operations: 0,
             announced: true,
             script_failed: false,
@@ -122,6 +158,8 @@ impl Workers {
         let live = self.enter(worker, at_ns);
         live.settled = settled;
         live.announced = false;
+        // Recognised before any exec of its own, of which may have been told already.
+        live.execs = 1;
         Some(live)
     }
 
@@ -217,6 +255,12 @@ impl Live {
         }
     }
 
+    /// Notes when its program was executed, if it was recognised before that was over.
+    pub fn executed(&mut self, at_ns: u64) {
+        self.started_ns = at_ns;
+        self.worker = Arc::new(Worker { executed_ns: Some(at_ns), ..(*self.worker).clone() });
+    }
+
     /// The kill that memory running out led to, with what the worker was doing: the innermost operation of the thread
     /// whose operations had grown most.
     pub fn take_oom(&mut self) -> Option<OutOfMemory> {
@@ -264,6 +308,30 @@ mod tests {
     }
 
     #[test]
+    fn runtimes_of_a_process_are_told_when_it_turns_out_to_be_a_worker_and_forgotten_when_it_executes() {
+        let runtime = |pid, inode| Mapping {
+            pid,
+            file: crate::discover::FileId { major: 8, minor: 1, inode, changed_ns: 0 },
+            start: 0,
+            end: 4096,
+            offset: 0,
+            path: "/lib/libstdc++.so.6".to_owned(),
+        };
+        let mut workers = Workers::default();
+        for mapping in [runtime(7, 1), runtime(7, 2), runtime(7, 1), runtime(8, 1)] {
+            workers.maps_runtime(&mapping);
+        }
+        assert_eq!(workers.runtimes_of(7), [runtime(7, 1), runtime(7, 2)]);
+        assert!(workers.runtimes_of(7).is_empty());
+        workers.executed(8);
+        assert!(workers.runtimes_of(8).is_empty());
+        for pid in 0..10_000 {
+            workers.maps_runtime(&runtime(pid, 1));
+        }
+        assert!(workers.runtimes.len() <= MAX_BYSTANDERS);
+    }
+
+    #[test]
     fn the_first_file_mapped_after_exec_is_the_program() {
         let mut workers = Workers::default();
         workers.mapped(7, "/lib/early.so");
@@ -289,6 +357,18 @@ mod tests {
         assert_eq!(workers.end(8, 5).unwrap().started_ns, 2);
         assert!(!workers.contains(8) && workers.contains(7));
         assert!(workers.has_ended(8, 5) && !workers.has_ended(8, 6));
+    }
+
+    #[test]
+    fn an_exec_that_began_before_a_worker_was_recognised_is_told_from_one_that_began_after() {
+        let mut workers = Workers::default();
+        workers.executed(7);
+        workers.enter(worker(7), 1).executed(3);
+        let live = workers.get(7).unwrap();
+        assert_eq!((live.execs, live.started_ns, live.worker.executed_ns), (0, 3, Some(3)));
+        workers.executed(7);
+        assert_eq!(workers.get(7).unwrap().execs, 1);
+        assert_eq!(workers.fork(7, key(8), 4).unwrap().execs, 1);
     }
 
     #[test]
