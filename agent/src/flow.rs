@@ -95,6 +95,7 @@ impl Flows {
                     say(Step::Completed(&flow.worker, end));
                 }
             }
+            Observation::Repeated { .. } | Observation::Limited { .. } => {}
             Observation::Ready(_) | Observation::Missed { .. } | Observation::Dropped(_) => {}
         }
     }

@@ -205,7 +205,7 @@ fn check_proc(proc: &Path, held: u64) -> Check {
 }
 
 fn check_load(sys: &Path) -> Check {
-    match Kernel::load(sys, true, true) {
+    match Kernel::load(sys, true, true, std::time::Duration::ZERO) {
         Ok(kernel) => check("programs", true, format!("load; probes by {}", kernel.mode().as_str()), ""),
         Err(error) => check("programs", false, error.to_string(), "report this with the kernel's version"),
     }
