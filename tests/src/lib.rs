@@ -12,15 +12,17 @@
 
 pub mod agent;
 pub mod builds;
+pub mod cgroup;
 pub mod chart;
 pub mod collector;
 pub mod compare;
 pub mod freecad;
 pub mod independent;
+pub mod kubernetes;
 pub mod metrics;
 pub mod node;
-pub mod record;
 pub mod privileges;
+pub mod record;
 pub mod residue;
 pub mod run;
 pub mod trace;

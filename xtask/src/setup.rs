@@ -21,8 +21,10 @@ pub(crate) enum Purpose {
     Build,
     /// Run it on a FreeCAD job
     Demo,
-    /// Everything
+    /// Everything that `cargo xtask test` needs
     Test,
+    /// Also containers and a Kubernetes node, which the long tests run jobs in
+    Node,
 }
 
 /// Something that has to be installed.
@@ -167,6 +169,27 @@ const TOOLS: &[Tool] = &[
         purpose: Purpose::Test,
         is_there: || Path::new("/usr/lib/x86_64-linux-gnu/libGL.so.1").exists(),
         source: Source::Debian(&["libgl1"]),
+    },
+    Tool {
+        name: "containerd and runc",
+        why: "run containers as a Kubernetes node does",
+        purpose: Purpose::Node,
+        is_there: || has("containerd") && has("runc") && Path::new("/usr/lib/cni/bridge").exists(),
+        source: Source::Debian(&["containerd", "runc", "containernetworking-plugins"]),
+    },
+    Tool {
+        name: "podman",
+        why: "runs containers without a daemon: other cgroups, another monitor",
+        purpose: Purpose::Node,
+        is_there: || has("podman"),
+        source: Source::Debian(&["podman"]),
+    },
+    Tool {
+        name: "openssl and ip",
+        why: "make the certificates and the network of the Kubernetes node",
+        purpose: Purpose::Node,
+        is_there: || has("openssl") && has("ip"),
+        source: Source::Debian(&["openssl", "iproute2"]),
     },
     Tool {
         name: "rustfmt",
@@ -387,6 +410,7 @@ fn name(purpose: Purpose) -> &'static str {
         Purpose::Build => "build",
         Purpose::Demo => "demo",
         Purpose::Test => "test",
+        Purpose::Node => "node",
     }
 }
 
