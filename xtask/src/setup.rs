@@ -150,6 +150,13 @@ const TOOLS: &[Tool] = &[
         source: Source::Debian(&["chromium", "fonts-dejavu-core"]),
     },
     Tool {
+        name: "tmux",
+        why: "is the terminal in which `cadscope top` is tested",
+        purpose: Purpose::Test,
+        is_there: || has("tmux"),
+        source: Source::Debian(&["tmux"]),
+    },
+    Tool {
         name: "mmdebstrap",
         why: "makes root file systems with the FreeCAD of other Debian suites, on which jobs are run",
         purpose: Purpose::Test,
