@@ -25,6 +25,8 @@ pub(crate) enum Purpose {
     Test,
     /// Also containers and a Kubernetes node, which the long tests run jobs in
     Node,
+    /// Also make the image and the Debian package, and run them
+    Package,
 }
 
 /// Something that has to be installed.
@@ -199,6 +201,27 @@ const TOOLS: &[Tool] = &[
         source: Source::Debian(&["openssl", "iproute2"]),
     },
     Tool {
+        name: "systemd-analyze",
+        why: "says whether systemd takes the unit of the Debian package, and what it exposes",
+        purpose: Purpose::Test,
+        is_there: || has("systemd-analyze"),
+        source: Source::Debian(&["systemd"]),
+    },
+    Tool {
+        name: "buildah",
+        why: "builds the image as any builder does, without a daemon",
+        purpose: Purpose::Package,
+        is_there: || has("buildah"),
+        source: Source::Debian(&["buildah"]),
+    },
+    Tool {
+        name: "systemd-nspawn",
+        why: "boots a Debian in which the package is installed and its unit runs",
+        purpose: Purpose::Package,
+        is_there: || has("systemd-nspawn"),
+        source: Source::Debian(&["systemd-container"]),
+    },
+    Tool {
         name: "rustfmt",
         why: "the format is checked",
         purpose: Purpose::Test,
@@ -230,6 +253,15 @@ const TOOLS: &[Tool] = &[
         },
     },
 ];
+
+#[cfg(test)]
+/// Version of a program that is compiled from the Rust package registry.
+pub(crate) fn crate_version(program: &str) -> Option<&'static str> {
+    TOOLS.iter().find_map(|tool| match tool.source {
+        Source::Crate { name, version, .. } if name == program => Some(version),
+        _ => None,
+    })
+}
 
 /// Installs what is missing for this purpose.
 pub(crate) fn install(purpose: Purpose) -> Result<()> {
@@ -418,6 +450,7 @@ fn name(purpose: Purpose) -> &'static str {
         Purpose::Demo => "demo",
         Purpose::Test => "test",
         Purpose::Node => "node",
+        Purpose::Package => "package",
     }
 }
 
