@@ -15,13 +15,14 @@ use std::time::Duration;
 use clap::{Parser, Subcommand, ValueEnum};
 use toml::{Table, Value};
 
+use crate::broker::RedisUrl;
 use crate::catalog::keys::{suggestion, unknown_key};
 use crate::catalog::{Catalog, CatalogError};
 use crate::flow_type::{self, Rule};
 use crate::job::{Names, Variables};
 
 /// Keys of the configuration file.
-pub const FILE_KEYS: [&str; 19] = [
+pub const FILE_KEYS: [&str; 20] = [
     "attach",
     "catalog",
     "flow",
@@ -36,6 +37,7 @@ pub const FILE_KEYS: [&str; 19] = [
     "pod_labels",
     "probe",
     "proc",
+    "progress_redis",
     "request_id_env",
     "source_samples",
     "source_threshold",
@@ -172,6 +174,10 @@ enum CommandArgs {
         /// [env: CADSCOPE_POD_LABELS] [default: true]
         #[arg(long, value_name = "BOOL")]
         pod_labels: Option<bool>,
+        /// Redis that the progress of jobs is published to, redis://HOST:6379 [env: CADSCOPE_PROGRESS_REDIS]
+        /// [default: none]
+        #[arg(long, value_name = "URL")]
+        progress_redis: Option<String>,
     },
     /// Runs or follows one process and prints its operations: nesting, duration, outcome
     #[command(after_help = TRACE_EXAMPLES)]
@@ -412,6 +418,8 @@ pub struct AgentConfig {
     pub trace_ratio: f64,
     /// Whether metrics about workers carry the labels of their pod.
     pub pod_labels: bool,
+    /// Where the progress of jobs is published.
+    pub progress_redis: Option<RedisUrl>,
 }
 
 /// Settings of `cadscope trace`.
@@ -661,6 +669,19 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
         Ok(Some(OtlpConfig { endpoint, protocol: self.setting(protocol, "otlp_protocol", default)? }))
     }
 
+    fn progress_redis(&self, url: Option<String>) -> Result<Option<RedisUrl>, ConfigError> {
+        let url = self.setting(url, "progress_redis", String::new())?;
+        if url.is_empty() {
+            return Ok(None);
+        }
+        // Not the value itself: it can hold a password.
+        url.parse().map(Some).map_err(|problem: String| ConfigError::Value {
+            place: "progress_redis".to_owned(),
+            value: "its value".to_owned(),
+            problem,
+        })
+    }
+
     fn sources(
         &self,
         threshold: Option<ShortTime>,
@@ -690,6 +711,7 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
                 min_span_duration,
                 trace_ratio,
                 pod_labels,
+                progress_redis,
             } => {
                 let default = SocketAddr::from((Ipv4Addr::LOCALHOST, 9777));
                 let Seconds(linger) = self.setting(linger, "linger", Seconds(60))?;
@@ -706,6 +728,7 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
                     min_span_duration,
                     trace_ratio,
                     pod_labels: self.setting(pod_labels, "pod_labels", true)?,
+                    progress_redis: self.progress_redis(progress_redis)?,
                 })
             }
             CommandArgs::Trace { output, format, pid, run } => {
@@ -776,6 +799,7 @@ mod tests {
             min_span_duration: Duration::from_millis(1),
             trace_ratio: 1.0,
             pod_labels: true,
+            progress_redis: None,
         };
         assert_eq!(config.command, Command::Agent(agent));
         assert!(!config.catalog.probes.is_empty());

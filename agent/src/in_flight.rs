@@ -5,10 +5,14 @@
 
 use std::collections::BTreeMap;
 
+use std::sync::Arc;
+
 use cadscope_common::open::{CAPTURED, Frame, Thread};
 
 use crate::attach::{Attacher, Slot};
+use crate::catalog::Probe;
 use crate::kernel::Kernel;
+use crate::operation::{Value, Worker};
 use crate::workers::Workers;
 
 /// Operations of one kind that are open now.
@@ -53,6 +57,64 @@ pub fn in_flight(kernel: &Kernel, attacher: &Attacher, workers: &Workers, now_ns
         .collect()
 }
 
+/// A call that is open now.
+#[derive(Clone, Debug)]
+pub struct OpenCall {
+    /// The worker.
+    pub worker: Arc<Worker>,
+    /// The thread.
+    pub tid: u32,
+    /// When it began, CLOCK_MONOTONIC.
+    pub start_ns: u64,
+    /// Begin of the observed call around it on its thread.
+    pub parent_start_ns: Option<u64>,
+    /// The probe it is seen by.
+    pub probe: Arc<Probe>,
+    /// What was read at its entry.
+    pub values: BTreeMap<String, Value>,
+    /// What was tallied inside it so far.
+    pub tally: u64,
+}
+
+/// The open calls of probes that are wanted, outermost first on each thread.
+#[must_use]
+pub fn open_calls(
+    kernel: &Kernel,
+    attacher: &Attacher,
+    workers: &Workers,
+    now_ns: u64,
+    wanted: impl Fn(&Probe) -> bool,
+) -> Vec<OpenCall> {
+    let mut open = Vec::new();
+    for (tid, thread) in kernel.threads() {
+        let Some(live) = workers.get(thread.process.pid) else { continue };
+        let mut parent_start_ns = None;
+        let mut of_thread = Vec::new();
+        for (depth, frame) in frames(&thread, now_ns) {
+            let around = parent_start_ns.replace(frame.start_ns);
+            let Some(slot) = attacher.slot(frame.probe).filter(|slot| wanted(&slot.probe)) else { continue };
+            of_thread.push(OpenCall {
+                worker: Arc::clone(&live.worker),
+                tid,
+                start_ns: frame.start_ns,
+                parent_start_ns: around,
+                probe: Arc::clone(&slot.probe),
+                values: values(kernel, slot, tid, depth, frame),
+                tally: if slot.probe.tally.is_some() { kernel.tally(tid, frame.start_ns) } else { 0 },
+            });
+        }
+        if of_thread.is_empty() {
+            continue;
+        }
+        // What ended meanwhile may have been read as what came after it.
+        let now =
+            kernel.thread(tid).map(|thread| frames(&thread, u64::MAX).map(|(_, f)| f.start_ns).collect());
+        let now: Vec<u64> = now.unwrap_or_default();
+        open.extend(of_thread.into_iter().filter(|call| now.contains(&call.start_ns)));
+    }
+    open
+}
+
 /// The open calls of a thread with their depth.
 fn frames(thread: &Thread, now_ns: u64) -> impl Iterator<Item = (u32, &Frame)> {
     let open = usize::try_from(thread.depth).unwrap_or(0);
@@ -62,10 +124,15 @@ fn frames(thread: &Thread, now_ns: u64) -> impl Iterator<Item = (u32, &Frame)> {
 }
 
 fn name(kernel: &Kernel, slot: &Slot, tid: u32, depth: u32, frame: &Frame) -> String {
+    slot.probe.operation_name(&values(kernel, slot, tid, depth, frame)).into_owned()
+}
+
+/// What was read at the entry of an open call.
+fn values(kernel: &Kernel, slot: &Slot, tid: u32, depth: u32, frame: &Frame) -> BTreeMap<String, Value> {
     let captured = (frame.state & CAPTURED != 0).then(|| kernel.capture(tid, depth)).flatten();
     let values =
         captured.zip(slot.layout()).map(|(record, layout)| slot.probe.decode(layout, &record, &record.text));
-    slot.probe.operation_name(&values.unwrap_or_default()).into_owned()
+    values.unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -318,6 +318,16 @@ impl Kernel {
         map.get(&(u64::from(tid) << 32 | u64::from(depth)), 0).ok().map(|Raw(capture)| capture.record)
     }
 
+    /// The count of what was tallied so far inside a call that is open.
+    #[must_use]
+    pub fn tally(&self, tid: u32, start_ns: u64) -> u64 {
+        let map = self.ebpf.map("TALLIES").map(HashMap::<_, Raw<TallyKey>, u64>::try_from);
+        let count = map
+            .and_then(Result::ok)
+            .and_then(|map| map.get(&Raw(TallyKey { tid, padding: 0, start_ns }), 0).ok());
+        count.unwrap_or(0)
+    }
+
     /// Takes the count of what was tallied inside a call that has ended.
     pub fn take_tally(&mut self, tid: u32, start_ns: u64) -> u64 {
         let Ok(mut map) = self.typed_mut::<HashMap<_, Raw<TallyKey>, u64>>("TALLIES") else { return 0 };

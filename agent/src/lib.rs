@@ -14,6 +14,7 @@ pub mod container;
 pub mod flow_type;
 pub mod catalog;
 pub mod job;
+pub mod broker;
 pub mod config;
 pub mod identify;
 pub mod resolve;

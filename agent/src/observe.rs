@@ -12,13 +12,13 @@ use std::time::Duration;
 use cadscope_common::record::{Life, ProcessKey};
 
 use crate::attach::{Attacher, FileError, Seen};
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, Probe};
 use crate::config::SourceOptions;
 use crate::discover::{self, Containers, FileId, Mapping, Mappings, MappingsError, Step};
 use crate::ending::{End, How};
 use crate::flow_type;
 use crate::identify;
-use crate::in_flight::{self, InFlight};
+use crate::in_flight::{self, InFlight, OpenCall};
 use crate::job::{Job, Variables};
 use crate::kernel::mapped_file::map_as_program;
 use crate::kernel::{AttachMode, Kernel, KernelError, Records, wait};
@@ -517,6 +517,12 @@ impl Observer {
     #[must_use]
     pub fn in_flight(&self) -> Vec<InFlight> {
         in_flight::in_flight(&self.kernel, &self.attacher, &self.workers, now_ns())
+    }
+
+    /// The calls of probes that are wanted and open now.
+    #[must_use]
+    pub fn open_calls(&self, wanted: impl Fn(&Probe) -> bool) -> Vec<OpenCall> {
+        in_flight::open_calls(&self.kernel, &self.attacher, &self.workers, now_ns(), wanted)
     }
 
     /// The node's procfs.

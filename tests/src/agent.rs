@@ -83,6 +83,12 @@ impl Agent {
         self.child.id()
     }
 
+    /// The port of its pages.
+    #[must_use]
+    pub const fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Asks it for a path: status and body.
     ///
     /// # Errors

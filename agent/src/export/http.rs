@@ -1,4 +1,4 @@
-//! Turns HTTP requests into pages over the shared state: `/metrics`, `/livez`, `/readyz`, `/status`, `/`.
+//! Turns HTTP requests into pages over the shared state: `/metrics`, `/livez`, `/readyz`, `/status`, `/progress`, `/`.
 //!
 //! The pages are read-only. A client is not trusted to be quick or few: request heads are limited in size and time,
 //! connections in number and age.
@@ -11,7 +11,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Query, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
@@ -23,6 +23,8 @@ use tokio::sync::{Semaphore, watch};
 
 use super::exposition::Format;
 use super::metrics::{Metrics, OwnUsage};
+use super::progress::hub::Hub;
+use super::progress::stream;
 
 /// Bytes of a request head.
 const HEAD_BYTES: usize = 16 * 1024;
@@ -225,13 +227,20 @@ pub enum ProbeState {
 pub struct Shared {
     metrics: Arc<Metrics>,
     status: RwLock<Status>,
+    progress: Arc<Hub>,
 }
 
 impl Shared {
     /// Pages over these metrics and a status that is not ready.
     #[must_use]
     pub fn new(metrics: Arc<Metrics>, status: Status) -> Self {
-        Self { metrics, status: RwLock::new(status) }
+        Self { metrics, status: RwLock::new(status), progress: Arc::default() }
+    }
+
+    /// Who listens to the progress of jobs.
+    #[must_use]
+    pub const fn progress(&self) -> &Arc<Hub> {
+        &self.progress
     }
 
     /// The metrics.
@@ -319,6 +328,7 @@ pub fn router(state: Arc<Shared>) -> Router {
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(readyz))
         .route("/status", get(status))
+        .route("/progress", get(progress))
         .with_state(state)
 }
 
@@ -349,6 +359,10 @@ async fn status(State(state): State<Arc<Shared>>) -> Response {
     }
 }
 
+async fn progress(State(state): State<Arc<Shared>>, Query(asked): Query<stream::Asked>) -> Response {
+    stream::answer(&state.progress, asked)
+}
+
 async fn index(State(state): State<Arc<Shared>>) -> Html<String> {
     let status = state.status();
     let attached =
@@ -367,6 +381,7 @@ async fn index(State(state): State<Arc<Shared>>) -> Html<String> {
     let pages = [
         ("/metrics", "Prometheus metrics: text, OpenMetrics or protobuf"),
         ("/status", "workers, files, probes and losses, as JSON"),
+        ("/progress", "what jobs are at, as server-sent events; ?job_id=, ?request_id=, ?pid="),
         ("/readyz", "200 after the first attach pass"),
         ("/livez", "200 while the agent runs"),
     ];

@@ -501,6 +501,18 @@ impl Metrics {
         self.raise("cadscope_export_errors_total", help, &[("exporter", "otlp")], errors as f64);
     }
 
+    /// Sets who listens to progress, and raises what became of its events to the running totals.
+    pub fn progress(&self, clients: usize, published: u64, dropped: &[(&str, u64)]) {
+        let help = "Clients that listen to the progress of jobs.";
+        self.set("cadscope_progress_clients", help, &[], clients as f64);
+        let help = "Events of the progress feed that Redis took.";
+        self.raise("cadscope_progress_published_total", help, &[], published as f64);
+        for (reason, total) in dropped {
+            let help = "Events that no one got, and clients that were sent off because they did not keep up.";
+            self.raise("cadscope_progress_dropped_total", help, &[("reason", reason)], *total as f64);
+        }
+    }
+
     /// Records the time from a worker's exec to its first attached probe.
     pub fn attach_latency(&self, latency: Duration) {
         let help = "From a worker's exec until its first probe is attached.";
