@@ -15,6 +15,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand, ValueEnum};
 use toml::{Table, Value};
 
+use crate::ai::Providers;
 use crate::broker::RedisUrl;
 use crate::catalog::keys::{suggestion, unknown_key};
 use crate::catalog::{Catalog, CatalogError};
@@ -22,7 +23,9 @@ use crate::flow_type::{self, Rule};
 use crate::job::{Names, Variables};
 
 /// Keys of the configuration file.
-pub const FILE_KEYS: [&str; 20] = [
+pub const FILE_KEYS: [&str; 22] = [
+    "ai_latency",
+    "ai_provider",
     "attach",
     "catalog",
     "flow",
@@ -44,6 +47,9 @@ pub const FILE_KEYS: [&str; 20] = [
     "sys",
     "trace_ratio",
 ];
+
+/// Keys of an `[[ai_provider]]` table.
+const AI_PROVIDER_KEYS: [&str; 2] = ["host", "provider"];
 
 /// The command line, as typed.
 #[derive(Clone, Debug, Parser)]
@@ -178,6 +184,10 @@ enum CommandArgs {
         /// [default: none]
         #[arg(long, value_name = "URL")]
         progress_redis: Option<String>,
+        /// Measures calls of AI providers, at OpenSSL in every process; see docs/ai-latency.md
+        /// [env: CADSCOPE_AI_LATENCY] [default: false]
+        #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+        ai_latency: Option<bool>,
     },
     /// Runs or follows one process and prints its operations: nesting, duration, outcome
     #[command(after_help = TRACE_EXAMPLES)]
@@ -420,6 +430,8 @@ pub struct AgentConfig {
     pub pod_labels: bool,
     /// Where the progress of jobs is published.
     pub progress_redis: Option<RedisUrl>,
+    /// Whose calls are measured; `None`: nobody's.
+    pub ai_providers: Option<Providers>,
 }
 
 /// Settings of `cadscope trace`.
@@ -669,6 +681,28 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
         Ok(Some(OtlpConfig { endpoint, protocol: self.setting(protocol, "otlp_protocol", default)? }))
     }
 
+    /// `None` unless calls are to be measured; the user's hosts are checked in any case.
+    fn ai_providers(&self, measured: Option<bool>) -> Result<Option<Providers>, ConfigError> {
+        let mut providers = Providers::default();
+        if let Some(file) = self.file {
+            for value in file.list("ai_provider")? {
+                let table = value.as_table().ok_or("is no table; begin each with [[ai_provider]]".to_owned());
+                let added = table.and_then(|table| {
+                    if let Some(key) = unknown_key(table, &AI_PROVIDER_KEYS) {
+                        return Err(format!(
+                            "has an unknown key `{key}`; {}",
+                            suggestion(key, &AI_PROVIDER_KEYS)
+                        ));
+                    }
+                    let text = |key: &str| table.get(key).and_then(Value::as_str).unwrap_or_default();
+                    providers.add(text("host"), text("provider"))
+                });
+                added.map_err(|problem| file.wrong("ai_provider", value, &problem))?;
+            }
+        }
+        Ok(self.setting(measured, "ai_latency", false)?.then_some(providers))
+    }
+
     fn progress_redis(&self, url: Option<String>) -> Result<Option<RedisUrl>, ConfigError> {
         let url = self.setting(url, "progress_redis", String::new())?;
         if url.is_empty() {
@@ -712,6 +746,7 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
                 trace_ratio,
                 pod_labels,
                 progress_redis,
+                ai_latency,
             } => {
                 let default = SocketAddr::from((Ipv4Addr::LOCALHOST, 9777));
                 let Seconds(linger) = self.setting(linger, "linger", Seconds(60))?;
@@ -729,6 +764,7 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
                     trace_ratio,
                     pod_labels: self.setting(pod_labels, "pod_labels", true)?,
                     progress_redis: self.progress_redis(progress_redis)?,
+                    ai_providers: self.ai_providers(ai_latency)?,
                 })
             }
             CommandArgs::Trace { output, format, pid, run } => {
@@ -800,6 +836,7 @@ mod tests {
             trace_ratio: 1.0,
             pod_labels: true,
             progress_redis: None,
+            ai_providers: None,
         };
         assert_eq!(config.command, Command::Agent(agent));
         assert!(!config.catalog.probes.is_empty());

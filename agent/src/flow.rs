@@ -96,7 +96,10 @@ impl Flows {
                     say(Step::Completed(&flow.worker, end));
                 }
             }
-            Observation::Ready(_) | Observation::Missed { .. } | Observation::Dropped(_) => {}
+            Observation::Ready(_)
+            | Observation::Called(_)
+            | Observation::Missed { .. }
+            | Observation::Dropped(_) => {}
         }
     }
 

@@ -40,12 +40,14 @@ fn run(config: Config) -> anyhow::Result<u8> {
         flow_rules: config.flow_rules,
         linger: Duration::ZERO,
         only_targets: false,
+        ai_providers: None,
         allow_multi: config.attach == Attach::Auto,
     };
     match config.command {
         Command::Agent(agent_config) => {
             preflight::require(&options.proc)?;
             options.linger = agent_config.linger;
+            options.ai_providers.clone_from(&agent_config.ai_providers);
             agent::run(&agent_config, options).map(|()| 0)
         }
         Command::Trace(trace_config) => {

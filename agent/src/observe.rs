@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use cadscope_common::record::{Life, ProcessKey};
 
+use crate::ai::{Call, Providers};
 use crate::attach::{Attacher, FileError, Seen};
 use crate::catalog::{Catalog, Probe};
 use crate::config::SourceOptions;
@@ -81,6 +82,8 @@ pub enum Observation {
         /// The failure itself.
         error: String,
     },
+    /// A process has called an AI provider.
+    Called(Box<Call>),
     /// A record was not understood.
     Dropped(&'static str),
 }
@@ -99,6 +102,7 @@ pub struct Observer {
     proc: PathBuf,
     variables: Variables,
     sources: Sources,
+    ai_providers: Option<Providers>,
     targets: Targets,
     reviewed_ns: u64,
     forgot_ns: u64,
@@ -124,6 +128,8 @@ pub struct ObserverOptions {
     pub only_targets: bool,
     /// Use uprobe_multi where the kernel has it.
     pub allow_multi: bool,
+    /// The AI providers whose calls are measured; `None`: TLS is not looked at.
+    pub ai_providers: Option<Providers>,
 }
 
 impl Observer {
@@ -132,7 +138,8 @@ impl Observer {
     /// # Errors
     /// What the node lacks.
     pub fn start(options: ObserverOptions) -> Result<Self, ObserveError> {
-        let mut kernel = Kernel::load(options.only_targets, options.allow_multi)?;
+        let mut kernel =
+            Kernel::load(options.only_targets, options.allow_multi, options.ai_providers.is_some())?;
         let records = kernel.take_events()?;
         let mappings = Mappings::open()?;
         let now = now_ns();
@@ -140,7 +147,8 @@ impl Observer {
             kernel,
             records,
             mappings,
-            attacher: Attacher::new(options.catalog, options.linger),
+            attacher: Attacher::new(options.catalog, options.linger, options.ai_providers.is_some()),
+            ai_providers: options.ai_providers,
             workers: Workers::default(),
             exceptions: Exceptions::default(),
             containers: Containers::default(),
@@ -291,6 +299,7 @@ impl Observer {
                     self.enlist(mapping.pid, say);
                 }
             }
+            Ok(Seen::Tls) => self.hold(mapping, say),
             Ok(Seen::Runtime) => {
                 if self.workers.contains(mapping.pid) {
                     self.hold(mapping, say);
@@ -351,7 +360,8 @@ impl Observer {
         executed_ns: Option<u64>,
     ) -> Worker {
         let (proc, pid) = (&self.proc, process.pid);
-        let job = Arc::new(Job::from_environ(&discover::environ_of(proc, pid), &self.variables));
+        let job = discover::with_environ(proc, pid, |environ| Job::from_environ(environ, &self.variables));
+        let job = Arc::new(job);
         let command = discover::command_of(proc, pid);
         Worker {
             process,
@@ -386,6 +396,8 @@ impl Observer {
                 self.end(pid, now, None, |_| End::without_exit(How::Unseen), say);
             }
         }
+        let proc = &self.proc;
+        self.attacher.release_gone(now, |pid| discover::is_alive(proc, pid));
     }
 
     fn take(&mut self, event: Event, say: &mut dyn FnMut(Observation)) {
@@ -434,6 +446,12 @@ impl Observer {
             Event::Resident(resident) => {
                 if let Some(live) = self.workers.get_mut(resident.pid) {
                     live.peaks.note(resident.at_ns, resident.pages);
+                }
+            }
+            Event::Exchanged(exchange) => {
+                let call = self.ai_providers.as_ref().and_then(|providers| providers.call(&exchange));
+                if let Some(call) = call {
+                    say(Observation::Called(Box::new(call)));
                 }
             }
             Event::OutOfMemory(oom) => {

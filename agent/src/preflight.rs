@@ -185,7 +185,7 @@ fn check_proc(proc: &Path, held: u64) -> Check {
 }
 
 fn check_load() -> Check {
-    match Kernel::load(true, true) {
+    match Kernel::load(true, true, false) {
         Ok(kernel) => check("programs", true, format!("load; probes by {}", kernel.mode().as_str()), ""),
         Err(error) => check("programs", false, error.to_string(), "report this with the kernel's version"),
     }

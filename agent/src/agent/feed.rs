@@ -80,6 +80,7 @@ impl<'a> Feed<'a> {
                 self.groups.end(pid, |operation, nested| traces.record(metrics, &operation, nested));
                 self.ended(worker, end);
             }
+            Observation::Called(call) => metrics.ai_call(call),
             Observation::Ready(latency) => metrics.attach_latency(*latency),
             Observation::Missed { path, reason, error } => {
                 metrics.worker_missed(reason);

@@ -22,6 +22,7 @@ use prometheus_client::registry::Registry;
 
 use self::families::Family;
 use super::exposition::{self, Format};
+use crate::ai::Call;
 use crate::catalog::{Amount, Label, Probe};
 use crate::in_flight::InFlight;
 use crate::operation::{Operation, Outcome, Value, Worker};
@@ -550,15 +551,30 @@ impl Metrics {
         self.raise(&families::EXPORT_ERRORS, &[("exporter", "otlp")], errors as f64);
     }
 
+    /// Records a call of an AI provider.
+    pub fn ai_call(&self, call: &Call) {
+        let labels =
+            [("provider", call.provider.as_str()), ("model", &call.model), ("operation", call.operation)];
+        let observe = |family, duration: Option<Duration>| {
+            let Some(duration) = duration else { return };
+            self.own(family, &labels, |series| {
+                if let Series::Durations(durations) = series {
+                    durations.observe(duration.as_secs_f64(), None);
+                }
+            });
+        };
+        observe(&families::AI_FIRST_BYTE, call.first_byte);
+        observe(&families::AI_LATENCY, call.first_byte.map(|_| call.whole));
+        let [provider, model, operation] = labels;
+        self.add(&families::AI_REQUESTS, &[provider, model, operation, ("status", call.outcome())], 1.0);
+    }
+
     /// Sets who listens to progress, and raises what became of its events to the running totals.
     pub fn progress(&self, clients: usize, published: u64, dropped: &[(&str, u64)]) {
-        let help = "Clients that listen to the progress of jobs.";
-        self.set("cadscope_progress_clients", help, &[], clients as f64);
-        let help = "Events of the progress feed that Redis took.";
-        self.raise("cadscope_progress_published_total", help, &[], published as f64);
+        self.set(&families::PROGRESS_CLIENTS, &[], clients as f64);
+        self.raise(&families::PROGRESS_PUBLISHED, &[], published as f64);
         for (reason, total) in dropped {
-            let help = "Events that no one got, and clients that were sent off because they did not keep up.";
-            self.raise("cadscope_progress_dropped_total", help, &[("reason", reason)], *total as f64);
+            self.raise(&families::PROGRESS_DROPPED, &[("reason", reason)], *total as f64);
         }
     }
 

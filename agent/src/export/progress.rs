@@ -184,7 +184,10 @@ impl Progress {
                 }
                 self.counted.retain(|(of, ..), _| *of != pid);
             }
-            Observation::Ready(_) | Observation::Missed { .. } | Observation::Dropped(_) => {}
+            Observation::Ready(_)
+            | Observation::Called(_)
+            | Observation::Missed { .. }
+            | Observation::Dropped(_) => {}
         }
     }
 
