@@ -37,6 +37,7 @@ pub mod flow;
 pub mod export;
 pub mod usage;
 pub mod view;
+pub mod privileges;
 pub mod preflight;
 pub mod coverage;
 pub mod agent;

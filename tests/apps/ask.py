@@ -1,5 +1,6 @@
-# Asks an AI provider with the official client, and says how long each call took by the client's own clock: one JSON line
-# a call in ASKED. NAME makes the models' names differ between processes. Runs in python3 and in freecadcmd.
+# Asks an AI provider with the official client (on httpx2, which took over from httpx), and says how long each call took by
+# the client's own clock: one JSON line a call in ASKED. NAME makes the models' names differ between processes. Runs in
+# python3 and in freecadcmd.
 import json
 import os
 import sys
@@ -10,21 +11,39 @@ if os.environ.get("IN_FREECAD"):
     import Part
 
     Part.makeBox(1, 1, 1).cut(Part.makeBox(1, 1, 2))
-import httpx
+import httpx2 as httpx
 import openai
 
 SECRET, NAME = os.environ["SECRET"], os.environ["NAME"]
 took = {}
 
 
+class Body(httpx.SyncByteStream):
+    def __init__(self, inner):
+        self.inner = inner
+
+    def end(self):
+        took["whole"] = took["whole"] or time.perf_counter() - took["begin"]
+
+    def __iter__(self):
+        yield from self.inner
+        self.end()
+
+    def close(self):
+        # A stream is left at its last event, before its last bytes.
+        self.end()
+        self.inner.close()
+
+
 class Timed(httpx.HTTPTransport):
-    # Time to the head of the answer, where the client itself sends and receives.
+    # Times to the head and to the end of the answer, where the client itself sends and receives.
     def handle_request(self, request):
         took["begin"] = time.perf_counter()
-        try:
-            return super().handle_request(request)
-        finally:
-            took["first"] = time.perf_counter() - took["begin"]
+        took["whole"] = took["first"] = 0
+        response = super().handle_request(request)
+        took["first"] = time.perf_counter() - took["begin"]
+        response.stream = Body(response.stream)
+        return response
 
 
 http = httpx.Client(transport=Timed(verify=os.environ["CERTIFICATE"]))
@@ -53,8 +72,7 @@ def ask(kind, number):
         status = error.status_code
     except openai.APIConnectionError:
         status = 0
-    whole = time.perf_counter() - took["begin"]
-    return {"model": model, "kind": kind, "status": status, "first": took["first"], "whole": whole}
+    return {"model": model, "kind": kind, "status": status, "first": took["first"], "whole": took["whole"]}
 
 
 with open(os.environ["ASKED"], "w") as asked:
