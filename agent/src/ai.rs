@@ -84,11 +84,11 @@ pub struct Call {
 }
 
 impl Call {
-    /// `success` or `error`.
+    /// `ok` or `error`.
     #[must_use]
     pub fn outcome(&self) -> &'static str {
         match self.status {
-            Some(100..400) => "success",
+            Some(100..400) => "ok",
             _ => "error",
         }
     }
@@ -230,7 +230,7 @@ mod tests {
             ("openai", "gpt-4o", "chat")
         );
         assert_eq!(call.first_byte, Some(Duration::from_millis(2)));
-        assert_eq!((call.whole, call.outcome()), (Duration::from_millis(8), "success"));
+        assert_eq!((call.whole, call.outcome()), (Duration::from_millis(8), "ok"));
         for (host, path, body, provider, model, operation) in [
             (
                 "me.openai.azure.com:443",
@@ -297,7 +297,7 @@ mod tests {
     #[test]
     fn what_is_not_answered_well_is_an_error() {
         for (status, outcome) in
-            [(0, "error"), (200, "success"), (302, "success"), (429, "error"), (500, "error")]
+            [(0, "error"), (200, "ok"), (302, "ok"), (429, "error"), (500, "error")]
         {
             let exchange = Exchange { status, ..exchange("api.openai.com", "/", "") };
             assert_eq!(Providers::default().call(&exchange).unwrap().outcome(), outcome, "{status}");

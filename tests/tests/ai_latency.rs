@@ -108,7 +108,7 @@ fn check(metrics: &Metrics, asked: &[Asked]) -> Result<()> {
             let labels: Vec<_> = labels(call).into_iter().chain(more).collect();
             metrics.sum(family, &labels)
         };
-        let status = if call.status == 200 { "success" } else { "error" };
+        let status = if call.status == 200 { "ok" } else { "error" };
         let requests = count("ai_provider_requests_total", None);
         ensure!(requests == 1.0, "{requests} requests: {call:?}");
         ensure!(

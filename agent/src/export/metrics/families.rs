@@ -89,7 +89,7 @@ families! {
     AI_FIRST_BYTE = "ai_provider_first_byte_seconds" Durations ["provider", "model", "operation"]
         "Calls of AI providers: from the request's first byte to the response's first.";
     AI_REQUESTS = "ai_provider_requests_total" Counter ["provider", "model", "operation", "status"]
-        "Calls of AI providers; status is success, or error: an HTTP status from 400 on, or no response.";
+        "Calls of AI providers; status is ok, or error: an HTTP status from 400 on, or no response.";
 
     FLOWS_STARTED = "model_generation_started_total" Counter ["flow_type", "freecad_version", "occt_version"]
         "Workers that started, each one flow.";
