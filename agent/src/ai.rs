@@ -296,9 +296,7 @@ mod tests {
 
     #[test]
     fn what_is_not_answered_well_is_an_error() {
-        for (status, outcome) in
-            [(0, "error"), (200, "ok"), (302, "ok"), (429, "error"), (500, "error")]
-        {
+        for (status, outcome) in [(0, "error"), (200, "ok"), (302, "ok"), (429, "error"), (500, "error")] {
             let exchange = Exchange { status, ..exchange("api.openai.com", "/", "") };
             assert_eq!(Providers::default().call(&exchange).unwrap().outcome(), outcome, "{status}");
         }
