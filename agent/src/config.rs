@@ -945,13 +945,37 @@ mod tests {
     }
 
     #[test]
+    fn hosts_of_ai_providers_are_the_users_and_a_password_is_not_repeated() {
+        let providers = |text: &str, more: &[&str]| {
+            let file = file(text);
+            let arguments = [&["agent", "--config", file.path().to_str().unwrap()], more].concat();
+            load(&arguments, &[]).map(|config| match config.command {
+                Command::Agent(agent) => agent.ai_providers,
+                other => panic!("{other:?}"),
+            })
+        };
+        let table = "[[ai_provider]]\nhost = \"llm.internal\"\nprovider = \"ours\"\n";
+        let mut expected = Providers::default();
+        expected.add("llm.internal", "ours").unwrap();
+        assert_eq!(providers(table, &[]).unwrap(), None);
+        assert_eq!(providers(table, &["--ai-latency"]).unwrap(), Some(expected));
+        assert_eq!(providers("ai_latency = true", &[]).unwrap(), Some(Providers::default()));
+        for wrong in ["host = \"a b\"", "hosts = \"a\"", "host = \"a\""] {
+            let error = providers(&format!("[[ai_provider]]\n{wrong}\n"), &[]).unwrap_err().to_string();
+            assert!(error.contains("ai_provider"), "{error}");
+        }
+        let error = load(&["agent", "--progress-redis", "rediss://:s3cret@h"], &[]).unwrap_err().to_string();
+        assert!(error.contains("redis://HOST") && !error.contains("s3cret"), "{error}");
+    }
+
+    #[test]
     fn help_names_the_variable_of_every_setting() {
         let mut command = Args::command();
         let mut help = command.render_long_help().to_string();
         for sub in command.get_subcommands_mut() {
             help.push_str(&sub.render_long_help().to_string());
         }
-        for key in FILE_KEYS.iter().filter(|key| !["flow", "probe"].contains(key)) {
+        for key in FILE_KEYS.iter().filter(|key| !["ai_provider", "flow", "probe"].contains(key)) {
             let variable = format!("CADSCOPE_{}", key.to_ascii_uppercase());
             assert!(help.contains(&variable), "{variable}");
         }
