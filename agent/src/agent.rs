@@ -11,9 +11,11 @@ use anyhow::Context;
 use tracing::info;
 
 use self::feed::Feed;
+use crate::clock::WallClock;
 use crate::config::AgentConfig;
 use crate::export::http::{self, Shared, Status};
 use crate::export::metrics::{Metrics, MetricsOptions};
+use crate::export::progress::{Progress, redis};
 use crate::export::traces::Traces;
 use crate::observe::{Observer, ObserverOptions};
 use crate::rollup::Rollups;
@@ -48,6 +50,9 @@ pub fn run(config: &AgentConfig, options: ObserverOptions) -> anyhow::Result<()>
     let listener = runtime.block_on(http::bind(&config.listen.to_string()))?;
     let traces = Traces::start(config)?;
     let slow = options.sources.threshold;
+    if let Some(url) = &config.progress_redis {
+        redis::start(url.clone(), shared.progress()).context("cannot publish progress")?;
+    }
     let observer = Observer::start(options)?;
     info!(listen = %listener.local_addr()?, kernel = observer.mode().as_str(), "observing");
     let stop = Arc::new(AtomicBool::new(false));
@@ -65,6 +70,7 @@ pub fn run(config: &AgentConfig, options: ObserverOptions) -> anyhow::Result<()>
                 _ = terminate.recv() => {}
                 _ = tokio::signal::ctrl_c() => {}
             }
+            shared.progress().close();
         })
         .await;
         anyhow::Ok(())
@@ -84,7 +90,8 @@ fn observe(
     stop: &AtomicBool,
 ) {
     let rollups = Rollups::new(observer.attacher().catalog());
-    let mut feed = Feed::new(shared.metrics(), rollups, config.pod_labels, traces, slow);
+    let progress = Progress::new(Arc::clone(shared.progress()), WallClock::of_this_machine());
+    let mut feed = Feed::new(shared.metrics(), rollups, config.pod_labels, traces, progress, slow);
     observer.scan(None, &mut |observation| feed.take(&observation));
     observer.drain(&mut |observation| feed.take(&observation));
     status::renew(&observer, shared, feed.oom_kills());
@@ -95,7 +102,7 @@ fn observe(
         observer.poll(TICK, &mut |observation| feed.take(&observation));
         shared.metrics().events_received(observer.received().saturating_sub(received));
         received = observer.received();
-        feed.tick();
+        feed.tick(&mut observer);
         tick = tick.wrapping_add(1);
         if tick.is_multiple_of(STATUS_TICKS) {
             status::renew(&observer, shared, feed.oom_kills());

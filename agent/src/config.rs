@@ -16,6 +16,8 @@ use clap::{Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use toml::{Table, Value};
 
+use crate::ai::Providers;
+use crate::broker::RedisUrl;
 use crate::catalog::keys::{suggestion, unknown_key};
 use crate::catalog::{Catalog, CatalogError};
 use crate::flow_type::{self, Rule};
@@ -29,7 +31,9 @@ mod agent_url;
 const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9777);
 
 /// Keys of the configuration file.
-pub const FILE_KEYS: [&str; 19] = [
+pub const FILE_KEYS: [&str; 22] = [
+    "ai_latency",
+    "ai_provider",
     "attach",
     "catalog",
     "flow",
@@ -44,12 +48,16 @@ pub const FILE_KEYS: [&str; 19] = [
     "pod_labels",
     "probe",
     "proc",
+    "progress_redis",
     "request_id_env",
     "source_samples",
     "source_threshold",
     "sys",
     "trace_ratio",
 ];
+
+/// Keys of an `[[ai_provider]]` table.
+const AI_PROVIDER_KEYS: [&str; 2] = ["host", "provider"];
 
 /// The command line, as typed.
 #[derive(Clone, Debug, Parser)]
@@ -206,6 +214,14 @@ enum CommandArgs {
         /// [env: CADSCOPE_POD_LABELS] [default: true]
         #[arg(long, value_name = "BOOL")]
         pod_labels: Option<bool>,
+        /// Redis that the progress of jobs is published to, redis://HOST:6379 [env: CADSCOPE_PROGRESS_REDIS]
+        /// [default: none]
+        #[arg(long, value_name = "URL")]
+        progress_redis: Option<String>,
+        /// Measures calls of AI providers, at OpenSSL in every process; see docs/ai-latency.md
+        /// [env: CADSCOPE_AI_LATENCY] [default: false]
+        #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+        ai_latency: Option<bool>,
     },
     /// Runs or follows one process and prints its operations: nesting, duration, outcome
     #[command(after_help = TRACE_EXAMPLES)]
@@ -495,6 +511,10 @@ pub struct AgentConfig {
     pub trace_ratio: f64,
     /// Whether metrics about workers carry the labels of their pod.
     pub pod_labels: bool,
+    /// Where the progress of jobs is published.
+    pub progress_redis: Option<RedisUrl>,
+    /// Whose calls are measured; `None`: nobody's.
+    pub ai_providers: Option<Providers>,
 }
 
 /// Settings of `cadscope trace`.
@@ -744,6 +764,41 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
         Ok(Some(OtlpConfig { endpoint, protocol: self.setting(protocol, "otlp_protocol", default)? }))
     }
 
+    /// `None` unless calls are to be measured; the user's hosts are checked in any case.
+    fn ai_providers(&self, measured: Option<bool>) -> Result<Option<Providers>, ConfigError> {
+        let mut providers = Providers::default();
+        if let Some(file) = self.file {
+            for value in file.list("ai_provider")? {
+                let table = value.as_table().ok_or("is no table; begin each with [[ai_provider]]".to_owned());
+                let added = table.and_then(|table| {
+                    if let Some(key) = unknown_key(table, &AI_PROVIDER_KEYS) {
+                        return Err(format!(
+                            "has an unknown key `{key}`; {}",
+                            suggestion(key, &AI_PROVIDER_KEYS)
+                        ));
+                    }
+                    let text = |key: &str| table.get(key).and_then(Value::as_str).unwrap_or_default();
+                    providers.add(text("host"), text("provider"))
+                });
+                added.map_err(|problem| file.wrong("ai_provider", value, &problem))?;
+            }
+        }
+        Ok(self.setting(measured, "ai_latency", false)?.then_some(providers))
+    }
+
+    fn progress_redis(&self, url: Option<String>) -> Result<Option<RedisUrl>, ConfigError> {
+        let url = self.setting(url, "progress_redis", String::new())?;
+        if url.is_empty() {
+            return Ok(None);
+        }
+        // Not the value itself: it can hold a password.
+        url.parse().map(Some).map_err(|problem: String| ConfigError::Value {
+            place: "progress_redis".to_owned(),
+            value: "its value".to_owned(),
+            problem,
+        })
+    }
+
     fn sources(
         &self,
         threshold: Option<ShortTime>,
@@ -773,6 +828,8 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
                 min_span_duration,
                 trace_ratio,
                 pod_labels,
+                progress_redis,
+                ai_latency,
             } => {
                 let Seconds(linger) = self.setting(linger, "linger", Seconds(60))?;
                 let ShortTime(min_span_duration) = self.setting(
@@ -788,6 +845,8 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
                     min_span_duration,
                     trace_ratio,
                     pod_labels: self.setting(pod_labels, "pod_labels", true)?,
+                    progress_redis: self.progress_redis(progress_redis)?,
+                    ai_providers: self.ai_providers(ai_latency)?,
                 })
             }
             CommandArgs::Trace { output, format, pid, run } => {
@@ -868,6 +927,8 @@ mod tests {
             min_span_duration: Duration::from_millis(1),
             trace_ratio: 1.0,
             pod_labels: true,
+            progress_redis: None,
+            ai_providers: None,
         };
         assert_eq!(config.command, Command::Agent(agent));
         assert!(!config.catalog.probes.is_empty());
@@ -999,13 +1060,37 @@ mod tests {
     }
 
     #[test]
+    fn hosts_of_ai_providers_are_the_users_and_a_password_is_not_repeated() {
+        let providers = |text: &str, more: &[&str]| {
+            let file = file(text);
+            let arguments = [&["agent", "--config", file.path().to_str().unwrap()], more].concat();
+            load(&arguments, &[]).map(|config| match config.command {
+                Command::Agent(agent) => agent.ai_providers,
+                other => panic!("{other:?}"),
+            })
+        };
+        let table = "[[ai_provider]]\nhost = \"llm.internal\"\nprovider = \"ours\"\n";
+        let mut expected = Providers::default();
+        expected.add("llm.internal", "ours").unwrap();
+        assert_eq!(providers(table, &[]).unwrap(), None);
+        assert_eq!(providers(table, &["--ai-latency"]).unwrap(), Some(expected));
+        assert_eq!(providers("ai_latency = true", &[]).unwrap(), Some(Providers::default()));
+        for wrong in ["host = \"a b\"", "hosts = \"a\"", "host = \"a\""] {
+            let error = providers(&format!("[[ai_provider]]\n{wrong}\n"), &[]).unwrap_err().to_string();
+            assert!(error.contains("ai_provider"), "{error}");
+        }
+        let error = load(&["agent", "--progress-redis", "rediss://:s3cret@h"], &[]).unwrap_err().to_string();
+        assert!(error.contains("redis://HOST") && !error.contains("s3cret"), "{error}");
+    }
+
+    #[test]
     fn help_names_the_variable_of_every_setting() {
         let mut command = Args::command();
         let mut help = command.render_long_help().to_string();
         for sub in command.get_subcommands_mut() {
             help.push_str(&sub.render_long_help().to_string());
         }
-        for key in FILE_KEYS.iter().filter(|key| !["flow", "probe"].contains(key)) {
+        for key in FILE_KEYS.iter().filter(|key| !["ai_provider", "flow", "probe"].contains(key)) {
             let variable = format!("CADSCOPE_{}", key.to_ascii_uppercase());
             assert!(help.contains(&variable), "{variable}");
         }

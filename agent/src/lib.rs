@@ -14,6 +14,8 @@ pub mod container;
 pub mod flow_type;
 pub mod catalog;
 pub mod job;
+pub mod broker;
+pub mod ai;
 pub mod config;
 pub mod identify;
 pub mod resolve;

@@ -46,6 +46,7 @@ fn run(config: Config) -> anyhow::Result<u8> {
         flow_rules: config.flow_rules,
         linger: Duration::ZERO,
         only_targets: false,
+        ai_providers: None,
         allow_multi: config.attach == Attach::Auto,
     };
     match config.command {
@@ -53,6 +54,7 @@ fn run(config: Config) -> anyhow::Result<u8> {
             preflight::require(&node, true)?;
             privileges::give_up(!options.allow_multi || !preflight::has_uprobe_multi(&node))?;
             options.linger = agent_config.linger;
+            options.ai_providers.clone_from(&agent_config.ai_providers);
             agent::run(&agent_config, options).map(|()| 0)
         }
         Command::Trace(trace_config) => {

@@ -11,14 +11,15 @@ use std::time::Duration;
 
 use cadscope_common::record::{Life, ProcessKey};
 
+use crate::ai::{Call, Providers};
 use crate::attach::{Attacher, FileError, Seen};
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, Probe};
 use crate::config::SourceOptions;
 use crate::discover::{self, Containers, FileId, Mapping, Mappings, MappingsError, Step};
 use crate::ending::{End, How};
 use crate::flow_type;
 use crate::identify;
-use crate::in_flight::{self, InFlight, OpenOperation};
+use crate::in_flight::{self, InFlight, OpenCall, OpenOperation};
 use crate::job::{Job, Variables};
 use crate::kernel::mapped_file::map_as_program;
 use crate::kernel::{AttachMode, Kernel, KernelError, Records, wait};
@@ -81,6 +82,8 @@ pub enum Observation {
         /// The failure itself.
         error: String,
     },
+    /// A process has called an AI provider.
+    Called(Box<Call>),
     /// A record was not understood.
     Dropped(&'static str),
 }
@@ -99,6 +102,7 @@ pub struct Observer {
     proc: PathBuf,
     variables: Variables,
     sources: Sources,
+    ai_providers: Option<Providers>,
     targets: Targets,
     /// Ends of workers that were gone when they were recognised: told after what else the ring buffer has of them.
     late: Vec<Life>,
@@ -128,6 +132,8 @@ pub struct ObserverOptions {
     pub only_targets: bool,
     /// Use uprobe_multi where the kernel has it.
     pub allow_multi: bool,
+    /// The AI providers whose calls are measured; `None`: TLS is not looked at.
+    pub ai_providers: Option<Providers>,
 }
 
 impl Observer {
@@ -136,7 +142,8 @@ impl Observer {
     /// # Errors
     /// What the node lacks.
     pub fn start(options: ObserverOptions) -> Result<Self, ObserveError> {
-        let mut kernel = Kernel::load(&options.sys, options.only_targets, options.allow_multi)?;
+        let tls = options.ai_providers.is_some();
+        let mut kernel = Kernel::load(&options.sys, options.only_targets, options.allow_multi, tls)?;
         let records = kernel.take_events()?;
         let mappings = Mappings::open(&options.sys)?;
         let now = now_ns();
@@ -144,7 +151,8 @@ impl Observer {
             kernel,
             records,
             mappings,
-            attacher: Attacher::new(options.catalog, options.linger),
+            attacher: Attacher::new(options.catalog, options.linger, tls),
+            ai_providers: options.ai_providers,
             workers: Workers::default(),
             exceptions: Exceptions::default(),
             containers: Containers::default(),
@@ -305,6 +313,7 @@ impl Observer {
                     self.enlist(mapping.pid, say);
                 }
             }
+            Ok(Seen::Tls) => self.hold(mapping, say),
             Ok(Seen::Runtime) => {
                 if self.workers.contains(mapping.pid) {
                     self.hold(mapping, say);
@@ -379,7 +388,8 @@ impl Observer {
         executed_ns: Option<u64>,
     ) -> Worker {
         let (proc, pid) = (&self.proc, process.pid);
-        let job = Arc::new(Job::from_environ(&discover::environ_of(proc, pid), &self.variables));
+        let job = discover::with_environ(proc, pid, |environ| Job::from_environ(environ, &self.variables));
+        let job = Arc::new(job);
         let command = discover::command_of(proc, pid);
         Worker {
             process,
@@ -414,6 +424,8 @@ impl Observer {
                 self.end(pid, now, None, |_| End::without_exit(How::Unseen), say);
             }
         }
+        let proc = &self.proc;
+        self.attacher.release_gone(now, |pid| discover::is_alive(proc, pid));
     }
 
     fn take(&mut self, event: Event, say: &mut dyn FnMut(Observation)) {
@@ -452,6 +464,12 @@ impl Observer {
             Event::Resident(resident) => {
                 if let Some(live) = self.workers.get_mut(resident.pid) {
                     live.peaks.note(resident.at_ns, resident.pages);
+                }
+            }
+            Event::Exchanged(exchange) => {
+                let call = self.ai_providers.as_ref().and_then(|providers| providers.call(&exchange));
+                if let Some(call) = call {
+                    say(Observation::Called(Box::new(call)));
                 }
             }
             Event::OutOfMemory(oom) => {
@@ -576,6 +594,12 @@ impl Observer {
     pub fn open_operations(&self) -> Vec<OpenOperation> {
         let (kernel, attacher, workers) = (&self.kernel, &self.attacher, &self.workers);
         in_flight::open_operations(kernel, attacher, workers, &self.sources, now_ns())
+    }
+
+    /// The calls of probes that are wanted and open now.
+    #[must_use]
+    pub fn open_calls(&self, wanted: impl Fn(&Probe) -> bool) -> Vec<OpenCall> {
+        in_flight::open_calls(&self.kernel, &self.attacher, &self.workers, now_ns(), wanted)
     }
 
     /// The node's procfs.

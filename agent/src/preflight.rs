@@ -205,8 +205,13 @@ fn check_proc(proc: &Path, held: u64) -> Check {
 }
 
 fn check_load(sys: &Path) -> Check {
-    match Kernel::load(sys, true, true) {
-        Ok(kernel) => check("programs", true, format!("load; probes by {}", kernel.mode().as_str()), ""),
+    let all = Kernel::load(sys, true, true, true);
+    let note = all.as_ref().err().map(|error| format!("; but --ai-latency would not work: {error}"));
+    match all.or_else(|_| Kernel::load(sys, true, true, false)) {
+        Ok(kernel) => {
+            let how = format!("load; probes by {}{}", kernel.mode().as_str(), note.unwrap_or_default());
+            check("programs", true, how, "")
+        }
         Err(error) => check("programs", false, error.to_string(), "report this with the kernel's version"),
     }
 }

@@ -111,7 +111,7 @@ impl Collected {
                 }
             }
             Observation::Operation(operation) => self.operations.push(*operation),
-            Observation::Ready(_) => {}
+            Observation::Ready(_) | Observation::Called(_) => {}
             Observation::Missed { path, reason, error } => {
                 self.missed.push(Skipped { file: path, probe: reason.to_owned(), reason: error });
             }

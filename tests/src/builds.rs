@@ -150,8 +150,11 @@ impl Build {
         Ok(ended)
     }
 
-    /// Ready to be started; `folder` is `/mnt` in a root file system, whose own `/proc` it gets.
-    fn command(&self, job: &str, folder: &Path) -> Result<Command> {
+    /// Ready to be started; `folder`, which holds the job, is `/mnt` in a root file system, whose own `/proc` it gets.
+    ///
+    /// # Errors
+    /// It has not been made.
+    pub fn command(&self, job: &str, folder: &Path) -> Result<Command> {
         let root = self.root()?;
         let mut command = if root == Path::new("/") {
             let mut command = Command::new(crate::node::tool("freecadcmd", "freecad-python3")?);

@@ -87,6 +87,7 @@ pub(crate) const BUILDS: &[Build] = &[
             "opentelemetry-exporter-otlp-proto-http==1.45.1",
             "opentelemetry-instrumentation-flask==0.66b1",
             "opentelemetry-instrumentation-celery==0.66b1",
+            "openai==3.51.0",
         ]),
     },
     Build { name: "otelcol", everyday: true, source: Source::Collector("sid") },

@@ -10,6 +10,7 @@ use crate::ending::{End, How, Limit, OutOfMemory, signal_name};
 use crate::export::http::OomStatus;
 use crate::export::metrics::Metrics;
 use crate::export::metrics::workers::WorkerLabels;
+use crate::export::progress::{self, Progress};
 use crate::export::traces::Traces;
 use crate::flow::Flows;
 use crate::group::Groups;
@@ -33,6 +34,7 @@ pub(super) struct Feed<'a> {
     oom_kills: VecDeque<OomStatus>,
     traces: Traces,
     recent: Recent,
+    progress: Progress,
 }
 
 impl<'a> Feed<'a> {
@@ -41,6 +43,7 @@ impl<'a> Feed<'a> {
         rollups: Rollups,
         pod_labels: bool,
         traces: Traces,
+        progress: Progress,
         slow: Duration,
     ) -> Self {
         Self {
@@ -53,6 +56,7 @@ impl<'a> Feed<'a> {
             oom_kills: VecDeque::new(),
             traces,
             recent: Recent::new(slow),
+            progress,
         }
     }
 
@@ -61,6 +65,7 @@ impl<'a> Feed<'a> {
         let traces = &mut self.traces;
         traces.see(observation);
         self.recent.see(observation);
+        self.progress.see(observation);
         self.flows.see(observation, now_ns(), |step| metrics.flow(&step));
         match observation {
             Observation::Operation(operation) => {
@@ -80,6 +85,7 @@ impl<'a> Feed<'a> {
                 self.groups.end(pid, |operation, nested| traces.record(metrics, &operation, nested));
                 self.ended(worker, end);
             }
+            Observation::Called(call) => metrics.ai_call(call),
             Observation::Ready(latency) => metrics.attach_latency(*latency),
             Observation::Missed { path, reason, error } => {
                 metrics.worker_missed(reason);
@@ -152,9 +158,22 @@ impl<'a> Feed<'a> {
     }
 
     /// To be called a few times a second.
-    pub(super) fn tick(&mut self) {
+    pub(super) fn tick(&mut self, observer: &mut Observer) {
         self.flows.tick(now_ns(), |step| self.metrics.flow(&step));
         self.traces.tick(self.metrics);
+        if self.progress.is_wanted() {
+            // What is open now has its record afterwards at the latest: nothing before the cut is unknown.
+            let cut_ns = now_ns();
+            let open = observer.open_calls(progress::is_phase);
+            observer.drain(&mut |observation| self.take(&observation));
+            self.progress.tell(&open, cut_ns);
+        } else {
+            self.progress.rest();
+        }
+        let counts = self.progress.counts();
+        let (published, refused) = counts.broker();
+        let dropped = [("slow_client", counts.slow()), ("queue_full", counts.lost()), ("redis", refused)];
+        self.metrics.progress(counts.clients(), published, &dropped);
     }
 
     /// Asks procfs what the workers use.

@@ -22,6 +22,7 @@ use prometheus_client::registry::Registry;
 
 use self::families::Family;
 use super::exposition::{self, Format};
+use crate::ai::Call;
 use crate::catalog::{Amount, Label, Probe};
 use crate::in_flight::InFlight;
 use crate::operation::{Operation, Outcome, Value, Worker};
@@ -548,6 +549,33 @@ impl Metrics {
             self.raise(&families::SPANS_DROPPED, &[("reason", reason)], *total as f64);
         }
         self.raise(&families::EXPORT_ERRORS, &[("exporter", "otlp")], errors as f64);
+    }
+
+    /// Records a call of an AI provider.
+    pub fn ai_call(&self, call: &Call) {
+        let labels =
+            [("provider", call.provider.as_str()), ("model", &call.model), ("operation", call.operation)];
+        let observe = |family, duration: Option<Duration>| {
+            let Some(duration) = duration else { return };
+            self.own(family, &labels, |series| {
+                if let Series::Durations(durations) = series {
+                    durations.observe(duration.as_secs_f64(), None);
+                }
+            });
+        };
+        observe(&families::AI_FIRST_BYTE, call.first_byte);
+        observe(&families::AI_LATENCY, call.first_byte.map(|_| call.whole));
+        let [provider, model, operation] = labels;
+        self.add(&families::AI_REQUESTS, &[provider, model, operation, ("status", call.outcome())], 1.0);
+    }
+
+    /// Sets who listens to progress, and raises what became of its events to the running totals.
+    pub fn progress(&self, clients: usize, published: u64, dropped: &[(&str, u64)]) {
+        self.set(&families::PROGRESS_CLIENTS, &[], clients as f64);
+        self.raise(&families::PROGRESS_PUBLISHED, &[], published as f64);
+        for (reason, total) in dropped {
+            self.raise(&families::PROGRESS_DROPPED, &[("reason", reason)], *total as f64);
+        }
     }
 
     /// Records the time from a worker's exec to its first attached probe.
