@@ -13,7 +13,6 @@ use crate::setup::Purpose;
 
 mod alerts;
 mod bench;
-mod bench_resolve;
 mod build;
 mod builds;
 mod dashboards;
@@ -136,6 +135,12 @@ enum Task {
 
 #[derive(Subcommand)]
 enum Bench {
+    /// What observing one call costs, by class of its sites, against the kernel's floor and bpftrace: docs/bench-calls.md
+    Calls {
+        /// Rounds; in each every way of observing takes its turn
+        #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(3..))]
+        rounds: u32,
+    },
     /// What finding the probe sites in the libraries of each build costs: docs/bench-resolve.md
     Resolve,
     /// What being observed costs a FreeCAD job, in CPU time and in wall time
@@ -166,7 +171,8 @@ fn main() -> ExitCode {
         Task::Test { full } => test::test(test::Rules { full, locked: false }),
         Task::Ci { full } => test::test(test::Rules { full, locked: true }),
         Task::K8s { words } => kubernetes::node(&words),
-        Task::Bench(Bench::Resolve) => bench_resolve::resolve(),
+        Task::Bench(Bench::Calls { rounds }) => bench::calls(rounds),
+        Task::Bench(Bench::Resolve) => bench::resolve(),
         Task::Bench(Bench::Job { pairs, script }) => bench::job(pairs, script),
     };
     match done {

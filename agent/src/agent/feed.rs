@@ -86,6 +86,12 @@ impl<'a> Feed<'a> {
                 self.ended(worker, end);
             }
             Observation::Called(call) => metrics.ai_call(call),
+            Observation::Repeated { operation, count, nested } => {
+                metrics.record_repeated(operation, *nested, *count);
+            }
+            Observation::Limited { probe, measure, rate } => {
+                warn!(probe, rate = rate.round(), "a probe is called too often: {measure:?}");
+            }
             Observation::Ready(latency) => metrics.attach_latency(*latency),
             Observation::Missed { path, reason, error } => {
                 metrics.worker_missed(reason);

@@ -1,0 +1,92 @@
+//! Turns the verdict on a probe that is hit too often into fewer records, or none of its sites.
+
+use cadscope_common::probe::flags;
+
+use super::{Attacher, TrackedFile, too_hot};
+use crate::budget::Measure;
+use crate::kernel::{AttachError, Kernel, KernelError, Link, SiteProgram};
+
+impl Attacher {
+    /// Does what has to be done about a probe; false if that has been done before.
+    ///
+    /// # Errors
+    /// The kernel refused: the probe stays as it is.
+    pub fn limit(
+        &mut self,
+        kernel: &mut Kernel,
+        probe: u32,
+        measure: Measure,
+        rate: f64,
+    ) -> Result<bool, super::FileError> {
+        let Some(slot) = usize::try_from(probe).ok().and_then(|index| self.slots.get_mut(index)) else {
+            return Ok(false);
+        };
+        if slot.limited.0 >= measure {
+            return Ok(false);
+        }
+        slot.program.flags |= flags::AGGREGATE;
+        kernel.set_probe(probe, &slot.program)?;
+        slot.limited = (measure, rate);
+        if measure == Measure::Remove {
+            let number = u16::try_from(probe).unwrap_or(u16::MAX);
+            self.relinking(kernel, true)?;
+            let removed = self.files.values_mut().try_for_each(|file| file.remove(kernel, number, rate));
+            self.relinking(kernel, false)?;
+            removed?;
+        }
+        Ok(true)
+    }
+
+    /// Says of all probes that for a moment each hit may come twice.
+    fn relinking(&self, kernel: &mut Kernel, yes: bool) -> Result<(), KernelError> {
+        for (number, slot) in (0..).zip(&self.slots) {
+            let mut program = slot.program;
+            program.flags |= if yes { flags::RELINKING } else { 0 };
+            kernel.set_probe(number, &program)?;
+        }
+        Ok(())
+    }
+}
+
+impl TrackedFile {
+    /// Places the probes of the file anew without those of one probe program, then takes the old ones away: in between
+    /// each is there twice, and no call is missed.
+    fn remove(&mut self, kernel: &mut Kernel, slot: u16, rate: f64) -> Result<(), AttachError> {
+        let mut found = false;
+        for probe in self.probes.iter_mut().filter(|probe| probe.slot == slot && probe.sites.is_ok()) {
+            probe.sites = Err(too_hot(rate));
+            found = true;
+        }
+        if !found {
+            return Ok(());
+        }
+        let is_attached = self.is_attached();
+        let (mut sites, mut links, mut old) = (Vec::new(), Vec::new(), Vec::new());
+        let mut before = std::mem::take(&mut self.links).into_iter();
+        for (program, mut places) in std::mem::take(&mut self.sites) {
+            let link = before.next();
+            let count = places.len();
+            let is_call = matches!(program, SiteProgram::Enter | SiteProgram::Leave | SiteProgram::Tally);
+            places.retain(|(_, cookie)| !is_call || cookie.probe() != u32::from(slot));
+            if places.len() == count {
+                links.extend(link);
+            } else {
+                if is_attached && !places.is_empty() {
+                    links.push(kernel.attach(&self.file, program, &places)?);
+                }
+                old.extend(link);
+            }
+            if !places.is_empty() {
+                sites.push((program, places));
+            }
+        }
+        (self.sites, self.links) = (sites, links);
+        give_up(old);
+        Ok(())
+    }
+}
+
+/// Takes probes away. The caller waits: until they are gone, their hits count twice.
+fn give_up(links: Vec<Link>) {
+    drop(links);
+}
