@@ -30,6 +30,8 @@ pub(crate) struct Build {
 enum Source {
     /// A root file system of this Debian suite with its FreeCAD.
     Suite(&'static str),
+    /// A root file system of this Debian suite that boots, for the Debian package.
+    System(&'static str),
     /// A virtual environment of `/usr/bin/python3` with these packages.
     Wheels(&'static [&'static str]),
     /// The OpenTelemetry Collector, from the Go sources of this Debian suite.
@@ -92,6 +94,7 @@ pub(crate) const BUILDS: &[Build] = &[
     },
     Build { name: "otelcol", everyday: true, source: Source::Collector("sid") },
     Build { name: "kubernetes", everyday: false, source: Source::Kubernetes },
+    Build { name: "debian-system", everyday: false, source: Source::System("bookworm") },
     Build {
         name: "kubernetes-tools",
         everyday: true,
@@ -177,7 +180,8 @@ impl Build {
             let begin = Instant::now();
             fs::create_dir_all(folder()?)?;
             match self.source {
-                Source::Suite(suite) => debian(suite, &target)?,
+                Source::Suite(suite) => debian(MMDEBSTRAP, suite, &target)?,
+                Source::System(suite) => debian(SYSTEM, suite, &target)?,
                 Source::Wheels(packages) => wheels(packages, &target)?,
                 Source::Collector(suite) => collector(suite, &target)?,
                 Source::Kubernetes => kubernetes::build(&target)?,
@@ -199,6 +203,7 @@ impl Build {
         let mut hasher = DefaultHasher::new();
         match self.source {
             Source::Suite(suite) => (1, suite, MMDEBSTRAP).hash(&mut hasher),
+            Source::System(suite) => (1, suite, SYSTEM).hash(&mut hasher),
             Source::Wheels(packages) => (1, packages).hash(&mut hasher),
             Source::Collector(suite) => (1, suite, COLLECTOR, COLLECTOR_MAIN).hash(&mut hasher),
             Source::Kubernetes => (1, kubernetes::ROOT, kubernetes::PROGRAMS).hash(&mut hasher),
@@ -220,10 +225,17 @@ const MMDEBSTRAP: &[&str] = &[
     "--include=freecad-python3,ca-certificates",
 ];
 
-fn debian(suite: &str, target: &Path) -> Result<()> {
+const SYSTEM: &[&str] = &[
+    "--variant=minbase",
+    "--architectures=amd64",
+    "--aptopt=APT::Install-Recommends \"false\"",
+    "--include=systemd,systemd-sysv,dbus,curl,init-system-helpers",
+];
+
+fn debian(options: &[&str], suite: &str, target: &Path) -> Result<()> {
     let partial = target.with_extension("partial");
     remove(&partial)?;
-    run(Command::new("mmdebstrap").args(MMDEBSTRAP).arg(suite).arg(&partial))?;
+    run(Command::new("mmdebstrap").args(options).arg(suite).arg(&partial))?;
     Ok(fs::rename(&partial, target)?)
 }
 

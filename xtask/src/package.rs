@@ -20,6 +20,7 @@ type Entry = (&'static str, &'static str, u32);
 /// Beside the program.
 const FILES: &[Entry] = &[
     ("deploy/systemd/cadscope.service", "usr/lib/systemd/system/cadscope.service", 0o644),
+    ("deploy/systemd/sysusers.conf", "usr/lib/sysusers.d/cadscope.conf", 0o644),
     ("deploy/systemd/cadscope.toml", "etc/cadscope/cadscope.toml", 0o644),
     ("deploy/systemd/default", "etc/default/cadscope", 0o644),
     ("deploy/systemd/linux-before-6.6.conf", "usr/share/doc/cadscope/linux-before-6.6.conf", 0o644),
@@ -58,7 +59,7 @@ pub(crate) fn package() -> Result<PathBuf> {
     Ok(package)
 }
 
-/// Nothing is depended on: the program is static, and without systemd it can still be run by hand.
+/// No library is depended on: the program is static. systemd-sysusers makes the user.
 fn control(version: &str, kilobytes: u64) -> String {
     format!(
         "Package: cadscope\n\
@@ -66,7 +67,7 @@ fn control(version: &str, kilobytes: u64) -> String {
          Architecture: amd64\n\
          Maintainer: The cadscope project <cadscope@cadscope.invalid>\n\
          Installed-Size: {kilobytes}\n\
-         Recommends: systemd\n\
+         Depends: systemd | systemd-standalone-sysusers\n\
          Section: admin\n\
          Priority: optional\n\
          Homepage: https://github.com/cadscope/cadscope\n\
