@@ -1,5 +1,7 @@
 //! Reads the dashboards, and fills in their variables as Grafana does.
 
+#![allow(clippy::indexing_slicing, reason = "a key that JSON lacks is null, not a panic")]
+
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};

@@ -145,6 +145,7 @@ fn hang(agent: &Agent) -> Result<Running> {
 }
 
 #[test]
+#[ignore = "minutes long"]
 fn an_alert_of_each_kind_gets_from_real_work_to_the_webhook() -> Result<()> {
     let _node = require_root()?;
     let torture = worker::build("o2")?;
@@ -166,7 +167,7 @@ fn an_alert_of_each_kind_gets_from_real_work_to_the_webhook() -> Result<()> {
         take(&manager, Duration::from_secs(1), &mut arrived);
         let missing: Vec<_> = OF_WORK.iter().filter(|name| !arrived.contains_key(**name)).collect();
         ensure!(
-            begin.elapsed() < Duration::from_secs(300),
+            begin.elapsed() < Duration::from_secs(900),
             "{missing:?} did not arrive; Prometheus has {:?}\n{}\nagent:\n{}",
             prometheus.alerts()?,
             prometheus.log(),
@@ -180,7 +181,7 @@ fn an_alert_of_each_kind_gets_from_real_work_to_the_webhook() -> Result<()> {
     while !arrived.contains_key("CadscopeDown") {
         take(&manager, Duration::from_secs(1), &mut arrived);
         ensure!(
-            begin.elapsed() < Duration::from_secs(400),
+            begin.elapsed() < Duration::from_secs(1000),
             "a dead agent is not told: {:?}",
             prometheus.alerts()?
         );
