@@ -383,8 +383,13 @@ fn a_collector_that_refuses_or_is_slow_gets_every_span_in_the_end() -> Result<()
     let endpoint = format!("http://127.0.0.1:{port}");
     let more = ["--otlp-endpoint", &endpoint, "--otlp-protocol", "http/protobuf", "--min-span-duration", "0"];
     let agent = Agent::start(&more)?;
-    run_job(1, 3)?;
-    run_job(2, 3)?;
+    // The first ones find the libraries.
+    for number in 1..=10 {
+        run_job(number, 3)?;
+        if agent.metrics()?.sum("occt_boolean_duration_seconds_count", &[("operation", "cut")]) >= 3.0 {
+            break;
+        }
+    }
     goes_on(&agent, 3.0)?;
     let exported = |m: &cadscope_tests::metrics::Metrics| m.sum("cadscope_spans_exported_total", &[]);
     let metrics = agent.metrics_when(LIMIT, |m| exported(m) >= 6.0)?;

@@ -213,7 +213,8 @@ impl Progress {
     }
 
     fn wait(&mut self, at_ns: u64, what: What) {
-        if self.waiting.len() < WAITING {
+        // There are no more ends of jobs than jobs.
+        if self.waiting.len() < WAITING || matches!(what, What::JobEnded(..)) {
             self.waiting.push(Happened { at_ns, what });
         } else {
             self.hub.dropped_events(1);
@@ -263,7 +264,11 @@ impl Progress {
 
     /// Forgets what only matters while somebody listens.
     pub fn rest(&mut self) {
-        self.waiting.clear();
+        for happened in self.waiting.drain(..) {
+            if let What::JobEnded(worker, _) = happened.what {
+                self.jobs.remove(&worker.process.pid);
+            }
+        }
         for job in self.jobs.values_mut() {
             job.open.clear();
         }

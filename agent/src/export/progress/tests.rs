@@ -199,7 +199,11 @@ fn nothing_is_kept_while_nobody_listens() {
         progress.see(&did(&export(), &worker, (1.0, 2.0), None, BTreeMap::new()));
     }
     assert!(progress.waiting.is_empty() && !progress.is_wanted());
+    // It ends while somebody listens, who then goes.
+    let (events, place) = hub.client(Filter::default()).unwrap();
     progress.see(&ended(&worker, 9));
-    assert!(progress.jobs.is_empty());
+    drop((events, place));
+    progress.rest();
+    assert!(progress.jobs.is_empty() && progress.waiting.is_empty());
     hub.close();
 }
