@@ -1,11 +1,12 @@
 //! Turns file offsets into probes that do nothing: what the kernel itself takes for a hit, the floor of every tool.
 //!
-//! `bare_probes FILE OFFSET…` places them by uprobe_multi, prints `ready`, and takes them away when its input ends.
-//! `cargo xtask bench calls` measures against it.
+//! `bare_probes FILE OFFSET…` places them by uprobe_multi, prints `ready`, and takes them away when its input ends; it says
+//! how many milliseconds each took. `cargo xtask bench calls` and `bench attach` measure with it.
 
 use std::ffi::CString;
 use std::io::Read as _;
 use std::os::fd::AsFd as _;
+use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use aya_obj::generated::bpf_insn;
@@ -17,9 +18,14 @@ fn main() -> Result<()> {
     let offsets: Vec<u64> = arguments.map(|offset| offset.parse()).collect::<Result<_, _>>()?;
     let program = load_uprobe_multi("bare", &[number(0xb7), number(0x95)], c"GPL", None)?;
     let cookies = vec![0; offsets.len()];
-    let _probes = link_uprobe_multi(program.as_fd(), &path, &offsets, &cookies)?;
-    println!("ready");
+    let begin = Instant::now();
+    let probes = link_uprobe_multi(program.as_fd(), &path, &offsets, &cookies)?;
+    let placed = begin.elapsed();
+    println!("ready\nplaced {:.2}", placed.as_secs_f64() * 1000.0);
     std::io::stdin().read_to_end(&mut Vec::new())?;
+    let begin = Instant::now();
+    drop(probes);
+    println!("removed {:.2}", begin.elapsed().as_secs_f64() * 1000.0);
     Ok(())
 }
 

@@ -95,8 +95,8 @@ fn observe(
     let rollups = Rollups::new(observer.attacher().catalog());
     let progress = Progress::new(Arc::clone(shared.progress()), WallClock::of_this_machine());
     let mut feed = Feed::new(shared.metrics(), rollups, config.pod_labels, traces, progress, slow);
-    observer.scan(None, &mut |observation| feed.take(&observation));
-    observer.drain(&mut |observation| feed.take(&observation));
+    observer.scan(None, &mut |observation| feed.take(observation));
+    observer.drain(&mut |observation| feed.take(observation));
     status::renew(&observer, shared, feed.oom_kills());
     give_back();
     let mut tick = 0_u32;
@@ -104,7 +104,7 @@ fn observe(
     let mut unshown = LIVE_TICKS;
     let mut looks = 0;
     while !stop.load(Ordering::Relaxed) {
-        observer.poll(TICK, &mut |observation| feed.take(&observation));
+        observer.poll(TICK, &mut |observation| feed.take(observation));
         shared.metrics().events_received(observer.received().saturating_sub(received));
         received = observer.received();
         feed.tick(&mut observer);
@@ -129,6 +129,6 @@ fn observe(
             unshown = 1;
         }
     }
-    observer.drain(&mut |observation| feed.take(&observation));
+    observer.drain(&mut |observation| feed.take(observation));
     feed.end(&observer);
 }

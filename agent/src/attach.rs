@@ -175,7 +175,7 @@ pub struct Attacher {
     files: BTreeMap<FileId, TrackedFile>,
     /// What mappings state of files whose identity is another.
     stated: HashMap<FileId, FileId>,
-    slots: Vec<Slot>,
+    slots: Vec<Arc<Slot>>,
     slot_of: HashMap<(String, Option<usize>), u16>,
     tail_calls: HashSet<u16>,
     /// None where the kernel refuses to tell of changes.
@@ -232,7 +232,7 @@ impl Attacher {
 
     /// What a probe program number stands for.
     #[must_use]
-    pub fn slot(&self, index: u32) -> Option<&Slot> {
+    pub fn slot(&self, index: u32) -> Option<&Arc<Slot>> {
         self.slots.get(usize::try_from(index).ok()?)
     }
 
@@ -491,8 +491,9 @@ impl Attacher {
                     let slot =
                         self.slot_for(kernel, &planned.probe, planned.layout, sites.tail_calls, versions)?;
                     number = slot;
-                    if let Some(Slot { limited: (Measure::Remove, rate), .. }) = self.slot(u32::from(slot)) {
-                        let sites = Err(too_hot(*rate));
+                    if let Some((Measure::Remove, rate)) = self.slot(u32::from(slot)).map(|slot| slot.limited)
+                    {
+                        let sites = Err(too_hot(rate));
                         probes.push(PlacedProbe { id: planned.probe.id.clone(), slot, sites, note: None });
                         continue;
                     }
@@ -580,12 +581,18 @@ impl Attacher {
         match self.slots.get_mut(usize::from(slot)) {
             Some(known) => {
                 program.flags |= known.program.flags & flags::AGGREGATE;
-                known.program = program;
+                Arc::make_mut(known).program = program;
             }
             None => {
                 let limited = (Measure::Record, 0.0);
                 let versions = versions.clone();
-                self.slots.push(Slot { probe: Arc::clone(probe), layout, versions, limited, program });
+                self.slots.push(Arc::new(Slot {
+                    probe: Arc::clone(probe),
+                    layout,
+                    versions,
+                    limited,
+                    program,
+                }));
                 self.slot_of.insert(key, slot);
             }
         }

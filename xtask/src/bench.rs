@@ -14,11 +14,15 @@ use crate::shell::first_line;
 
 mod calls;
 mod job;
+mod load;
 mod resolve;
+mod times;
 
 pub(crate) use self::calls::calls;
-pub(crate) use self::job::job;
+pub(crate) use self::job::{job, suite};
+pub(crate) use self::load::{scale, throughput};
 pub(crate) use self::resolve::resolve;
+pub(crate) use self::times::{attach, highest_kib, ready, start};
 
 /// Where it was measured, and when, as a list.
 fn machine() -> Result<String> {

@@ -60,6 +60,11 @@ impl RunningAgent {
         Ok(agent)
     }
 
+    /// The most memory that it has had, in KiB.
+    pub(crate) fn highest_kib(&self) -> Result<u64> {
+        crate::bench::highest_kib(self.child.id())
+    }
+
     /// The body that it answers with; any status but 200 is an error.
     pub(crate) fn get(&self, path: &str) -> Result<String> {
         let mut stream = TcpStream::connect_timeout(&self.address, Duration::from_secs(1))?;

@@ -1,5 +1,7 @@
 //! Turns the verdict on a probe that is hit too often into fewer records, or none of its sites.
 
+use std::sync::Arc;
+
 use cadscope_common::probe::flags;
 
 use super::{Attacher, TrackedFile, too_hot};
@@ -24,6 +26,7 @@ impl Attacher {
         if slot.limited.0 >= measure {
             return Ok(false);
         }
+        let slot = Arc::make_mut(slot);
         slot.program.flags |= flags::AGGREGATE;
         kernel.set_probe(probe, &slot.program)?;
         slot.limited = (measure, rate);
@@ -49,8 +52,8 @@ impl Attacher {
 }
 
 impl TrackedFile {
-    /// Places the probes of the file anew without those of one probe program, then takes the old ones away: in between
-    /// each is there twice, and no call is missed.
+    /// Takes the sites of one probe program away. The link of many sites is made anew without them before the old one goes:
+    /// in between each is there twice, and no call is missed.
     fn remove(&mut self, kernel: &mut Kernel, slot: u16, rate: f64) -> Result<(), AttachError> {
         let mut found = false;
         for probe in self.probes.iter_mut().filter(|probe| probe.slot == slot && probe.sites.is_ok()) {
@@ -60,33 +63,35 @@ impl TrackedFile {
         if !found {
             return Ok(());
         }
-        let is_attached = self.is_attached();
         let (mut sites, mut links, mut old) = (Vec::new(), Vec::new(), Vec::new());
         let mut before = std::mem::take(&mut self.links).into_iter();
         for (program, mut places) in std::mem::take(&mut self.sites) {
-            let link = before.next();
-            let count = places.len();
             let is_call = matches!(program, SiteProgram::Enter | SiteProgram::Leave | SiteProgram::Tally);
-            places.retain(|(_, cookie)| !is_call || cookie.probe() != u32::from(slot));
-            if places.len() == count {
-                links.extend(link);
-            } else {
-                if is_attached && !places.is_empty() {
-                    links.push(kernel.attach(&self.file, program, &places)?);
+            let stays: Vec<bool> =
+                places.iter().map(|(_, cookie)| !is_call || cookie.probe() != u32::from(slot)).collect();
+            let mut stay = stays.iter();
+            places.retain(|_| stay.next().is_none_or(|stays| *stays));
+            match before.next() {
+                None => {}
+                Some(link) if places.len() == stays.len() => links.push(link),
+                Some(Link::Perf(mut probes)) => {
+                    probes.keep(&stays);
+                    links.push(Link::Perf(probes));
                 }
-                old.extend(link);
+                Some(link) => {
+                    if !places.is_empty() {
+                        links.push(kernel.attach(&self.file, program, &places)?);
+                    }
+                    old.push(link);
+                }
             }
             if !places.is_empty() {
                 sites.push((program, places));
             }
         }
         (self.sites, self.links) = (sites, links);
-        give_up(old);
+        // Waited for: until they are gone, hits come twice.
+        drop(old);
         Ok(())
     }
-}
-
-/// Takes probes away. The caller waits: until they are gone, their hits count twice.
-fn give_up(links: Vec<Link>) {
-    drop(links);
 }

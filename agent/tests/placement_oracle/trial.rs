@@ -14,7 +14,7 @@ use crate::image::{BASE, Image, STUBS, STUBS_BYTES};
 use crate::processor::{OBJECTS, OBJECTS_BYTES, Processor, STACK, STACK_BYTES, Step};
 
 /// Instructions of one call that are run.
-const MOST_STEPS: usize = 1500;
+const MOST_STEPS: usize = 600;
 /// The address that calls return to: nothing can be executed there.
 const SENTINEL: u64 = STUBS + STUBS_BYTES - 64;
 /// The address of the return address.

@@ -21,7 +21,7 @@ use crate::setup::is_root;
 use crate::shell::{cargo, run};
 use crate::statistics::{estimate, median};
 
-const LIBRARY: &str = "/usr/lib/x86_64-linux-gnu/libTKMath.so.7.6.3";
+pub(super) const LIBRARY: &str = "/usr/lib/x86_64-linux-gnu/libTKMath.so.7.6.3";
 const BATCHES: u32 = 60;
 const CALLS: u32 = 1000;
 
@@ -34,7 +34,7 @@ struct Case {
     values: &'static str,
 }
 
-const DISTANCE: &str = "_ZNK7Bnd_Box8DistanceERKS_";
+pub(super) const DISTANCE: &str = "_ZNK7Bnd_Box8DistanceERKS_";
 const CASES: [Case; 3] = [
     Case { name: "both sites emulated", function: "Bnd_Box::Distance", symbol: DISTANCE, values: "" },
     Case {
@@ -91,7 +91,7 @@ pub(crate) fn calls(rounds: u32) -> Result<()> {
 /// Measures one function.
 fn row(case: &Case, rounds: u32, agent: &Path, bare: &Path, driver: &Path) -> Result<String> {
     let catalog = cache()?.join("bench/calls.toml");
-    std::fs::write(&catalog, entry_of(case))?;
+    std::fs::write(&catalog, entry_of(case.function, case.symbol, case.values))?;
     let sites = Places::find(case, agent, &catalog)?;
     let mut caller = Caller::start(driver, case.symbol)?;
     let mut costs = [const { Vec::new() }; WAYS.len()];
@@ -134,11 +134,10 @@ fn row(case: &Case, rounds: u32, agent: &Path, bare: &Path, driver: &Path) -> Re
     ))
 }
 
-fn entry_of(case: &Case) -> String {
+pub(super) fn entry_of(function: &str, symbol: &str, values: &str) -> String {
     format!(
-        "[[probe]]\nid = \"bench.call\"\nfunction = \"{}\"\nsymbols = [\"{}\"]\ntitle = \"call\"\n\
-         metric = \"bench_call_seconds\"\nhelp = \"Time of a call.\"\n{}",
-        case.function, case.symbol, case.values
+        "[[probe]]\nid = \"bench.call\"\nfunction = \"{function}\"\nsymbols = [\"{symbol}\"]\ntitle = \"call\"\n\
+         metric = \"bench_call_seconds\"\nhelp = \"Time of a call.\"\n{values}"
     )
 }
 
@@ -180,7 +179,7 @@ fn first_and_return(symbol: &str) -> Result<Vec<u64>> {
 }
 
 /// The example of the agent that places empty programs.
-fn bare_probes() -> Result<PathBuf> {
+pub(super) fn bare_probes() -> Result<PathBuf> {
     let mut build = cargo()?;
     run(build.args(["build", "--package", "cadscope", "--example", "bare_probes"]))?;
     Ok(crate::places::target_dir()?.join("debug/examples/bare_probes"))

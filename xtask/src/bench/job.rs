@@ -7,10 +7,9 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use super::{children, machine, write_page};
-use crate::build::{Profile, build};
+use super::{binary, children, machine, write_page};
 use crate::demo;
-use crate::places::{freecadcmd, job_script, repository};
+use crate::places::{cache, freecadcmd, job_script, repository};
 use crate::running_agent::RunningAgent;
 use crate::setup::{self, Purpose, is_root};
 use crate::statistics::{Estimate, estimate, median};
@@ -38,25 +37,42 @@ struct Pair {
     agent_cpu: f64,
 }
 
-/// Measures and writes docs/bench-job.md.
+/// Measures a job and writes docs/bench-job.md.
 pub(crate) fn job(pairs: u32, script: Option<PathBuf>) -> Result<()> {
+    let script = job_script(script)?;
+    let shown = script.strip_prefix(repository()?).unwrap_or(&script).display().to_string();
+    measure(pairs, Path::new(&script), "job", &format!("`{shown}`"))
+}
+
+/// Measures FreeCAD's own tests and writes docs/bench-suite.md.
+pub(crate) fn suite(pairs: u32) -> Result<()> {
+    let script = cache()?.join("bench/suite.py");
+    std::fs::create_dir_all(cache()?.join("bench"))?;
+    std::fs::write(
+        &script,
+        "import sys, unittest\nimport TestApp\nfound = unittest.defaultTestLoader.loadTestsFromName('TestApp.All')\n\
+         unittest.TextTestRunner().run(found)\n",
+    )?;
+    measure(pairs, &script, "suite", "FreeCAD's own tests (`TestApp.All`)")
+}
+
+fn measure(pairs: u32, script: &Path, command: &str, what: &str) -> Result<()> {
     if !is_root() {
         bail!("attaching to other processes needs root: run this as root");
     }
-    let script = job_script(script)?;
     setup::install(Purpose::Demo)?;
-    let binary = build(Profile::Release)?;
+    let binary = binary()?;
     let freecad = freecadcmd().context("no freecadcmd")?;
     let mut measured = Vec::new();
     for index in 0..pairs {
         // Alternately, so that what drifts (heat, other guests) does not favour one side.
         let pair = if index % 2 == 0 {
-            let alone = alone(&freecad, &script)?;
-            let (observed, agent_cpu) = observed(&binary, &freecad, &script)?;
+            let alone = alone(&freecad, script)?;
+            let (observed, agent_cpu) = observed(&binary, &freecad, script)?;
             Pair { alone, observed, agent_cpu }
         } else {
-            let (observed, agent_cpu) = observed(&binary, &freecad, &script)?;
-            Pair { alone: alone(&freecad, &script)?, observed, agent_cpu }
+            let (observed, agent_cpu) = observed(&binary, &freecad, script)?;
+            Pair { alone: alone(&freecad, script)?, observed, agent_cpu }
         };
         println!(
             "pair {:2} of {pairs}: CPU {:.3} s alone, {:.3} s observed ({:+.2} %); agent {:.3} s",
@@ -68,8 +84,8 @@ pub(crate) fn job(pairs: u32, script: Option<PathBuf>) -> Result<()> {
         );
         measured.push(pair);
     }
-    let text = document(&measured, &script, &freecad)?;
-    write_page("bench-job.md", &text)
+    let text = document(&measured, command, what, &freecad)?;
+    write_page(&format!("bench-{command}.md"), &text)
 }
 
 /// Which of the times.
@@ -103,10 +119,9 @@ fn run(freecad: &Path, script: &Path) -> Result<Cost> {
     Ok(Cost { wall, user: after.0 - before.0, system: after.1 - before.1 })
 }
 
-fn document(pairs: &[Pair], script: &Path, freecad: &Path) -> Result<String> {
+fn document(pairs: &[Pair], command: &str, what: &str, freecad: &Path) -> Result<String> {
     let mut text = String::from("# What being observed costs a FreeCAD job\n\n");
-    let shown = script.strip_prefix(repository()?).unwrap_or(script);
-    writeln!(text, "Written by `cargo xtask bench job --pairs {}` for `{}`.", pairs.len(), shown.display())?;
+    writeln!(text, "Written by `cargo xtask bench {command} --pairs {}` for {what}.", pairs.len())?;
     writeln!(
         text,
         "Each pair is one run alone and one beside `cadscope agent`, which had seen the job's files before; the \
@@ -159,7 +174,7 @@ mod tests {
     fn the_table_states_ratio_and_interval() {
         let cost = |cpu: f64| Cost { wall: cpu, user: cpu / 2.0, system: cpu / 2.0 };
         let pair = Pair { alone: cost(1.0), observed: cost(1.5), agent_cpu: 0.25 };
-        let text = document(&[pair; 5], Path::new("job.py"), Path::new("/nonexistent")).unwrap();
+        let text = document(&[pair; 5], "job", "`job.py`", Path::new("/nonexistent")).unwrap();
         assert!(
             text.contains("| CPU (user + system) | 1.000 | 1.500 | 1.5000 | 1.5000 – 1.5000 |"),
             "{text}"
