@@ -17,6 +17,7 @@ use crate::export::metrics::{Metrics, MetricsOptions};
 use crate::export::traces::Traces;
 use crate::observe::{Observer, ObserverOptions};
 use crate::rollup::Rollups;
+use crate::validation::Validation;
 
 mod feed;
 mod status;
@@ -45,6 +46,7 @@ pub fn run(config: &AgentConfig, options: ObserverOptions) -> anyhow::Result<()>
     let shared = Arc::new(Shared::new(metrics, status));
     let listener = runtime.block_on(http::bind(&config.listen.to_string()))?;
     let traces = Traces::start(config)?;
+    let validation = config.validation.as_ref().map(Validation::start).transpose()?;
     let observer = Observer::start(options)?;
     info!(listen = %listener.local_addr()?, kernel = observer.mode().as_str(), "observing");
     let stop = Arc::new(AtomicBool::new(false));
@@ -52,7 +54,7 @@ pub fn run(config: &AgentConfig, options: ObserverOptions) -> anyhow::Result<()>
         let (shared, stop, config) = (Arc::clone(&shared), Arc::clone(&stop), config.clone());
         std::thread::Builder::new()
             .name("observe".to_owned())
-            .spawn(move || observe(observer, &config, traces, &shared, &stop))?
+            .spawn(move || observe(observer, &config, traces, validation, &shared, &stop))?
     };
     runtime.block_on(async {
         let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
@@ -72,9 +74,16 @@ pub fn run(config: &AgentConfig, options: ObserverOptions) -> anyhow::Result<()>
     Ok(())
 }
 
-fn observe(mut observer: Observer, config: &AgentConfig, traces: Traces, shared: &Shared, stop: &AtomicBool) {
+fn observe(
+    mut observer: Observer,
+    config: &AgentConfig,
+    traces: Traces,
+    validation: Option<Validation>,
+    shared: &Shared,
+    stop: &AtomicBool,
+) {
     let rollups = Rollups::new(observer.attacher().catalog());
-    let mut feed = Feed::new(shared.metrics(), rollups, config.pod_labels, traces);
+    let mut feed = Feed::new(shared.metrics(), rollups, config.pod_labels, traces, validation);
     observer.scan(None, &mut |observation| feed.take(&observation));
     observer.drain(&mut |observation| feed.take(&observation));
     status::renew(&observer, shared, feed.oom_kills());

@@ -21,9 +21,11 @@ use crate::flow_type::{self, Rule};
 use crate::job::{Names, Variables};
 
 /// Keys of the configuration file.
-pub const FILE_KEYS: [&str; 19] = [
+pub const FILE_KEYS: [&str; 22] = [
     "attach",
     "catalog",
+    "export_bytes",
+    "export_validation",
     "flow",
     "flow_type_env",
     "job_id_env",
@@ -39,6 +41,7 @@ pub const FILE_KEYS: [&str; 19] = [
     "request_id_env",
     "source_samples",
     "source_threshold",
+    "state",
     "sys",
     "trace_ratio",
 ];
@@ -172,6 +175,17 @@ enum CommandArgs {
         /// [env: CADSCOPE_POD_LABELS] [default: true]
         #[arg(long, value_name = "BOOL")]
         pod_labels: Option<bool>,
+        /// Whether exported files are digested and compared with the earlier export of the same inputs
+        /// [env: CADSCOPE_EXPORT_VALIDATION] [default: true]
+        #[arg(long, value_name = "BOOL")]
+        export_validation: Option<bool>,
+        /// Larger files are not digested, in bytes [env: CADSCOPE_EXPORT_BYTES] [default: 67108864]
+        #[arg(long, value_name = "BYTES")]
+        export_bytes: Option<u64>,
+        /// Folder for what is known after a restart: digests of exports
+        /// [env: CADSCOPE_STATE] [default: /var/lib/cadscope]
+        #[arg(long, value_name = "DIR")]
+        state: Option<PathBuf>,
     },
     /// Runs or follows one process and prints its operations: nesting, duration, outcome
     #[command(after_help = TRACE_EXAMPLES)]
@@ -412,6 +426,17 @@ pub struct AgentConfig {
     pub trace_ratio: f64,
     /// Whether metrics about workers carry the labels of their pod.
     pub pod_labels: bool,
+    /// How exports are compared with earlier ones; `None`: they are not.
+    pub validation: Option<ValidationConfig>,
+}
+
+/// How exports are compared with earlier ones.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ValidationConfig {
+    /// Larger files are not digested.
+    pub most_bytes: u64,
+    /// Folder for what is known after a restart.
+    pub state: PathBuf,
 }
 
 /// Settings of `cadscope trace`.
@@ -680,6 +705,20 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
         rules.collect()
     }
 
+    fn validation(
+        &self,
+        wanted: Option<bool>,
+        most_bytes: Option<u64>,
+        state: Option<PathBuf>,
+    ) -> Result<Option<ValidationConfig>, ConfigError> {
+        let validation = ValidationConfig {
+            most_bytes: self.setting(most_bytes, "export_bytes", 64 << 20)?,
+            state: self.setting(state, "state", PathBuf::from("/var/lib/cadscope"))?,
+        };
+        let wanted = self.setting(wanted, "export_validation", true)?;
+        Ok(wanted.then_some(validation))
+    }
+
     fn command(&self, command: CommandArgs) -> Result<Command, ConfigError> {
         Ok(match command {
             CommandArgs::Agent {
@@ -690,6 +729,9 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
                 min_span_duration,
                 trace_ratio,
                 pod_labels,
+                export_validation,
+                export_bytes,
+                state,
             } => {
                 let default = SocketAddr::from((Ipv4Addr::LOCALHOST, 9777));
                 let Seconds(linger) = self.setting(linger, "linger", Seconds(60))?;
@@ -706,6 +748,7 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
                     min_span_duration,
                     trace_ratio,
                     pod_labels: self.setting(pod_labels, "pod_labels", true)?,
+                    validation: self.validation(export_validation, export_bytes, state)?,
                 })
             }
             CommandArgs::Trace { output, format, pid, run } => {
@@ -776,6 +819,10 @@ mod tests {
             min_span_duration: Duration::from_millis(1),
             trace_ratio: 1.0,
             pod_labels: true,
+            validation: Some(ValidationConfig {
+                most_bytes: 64 << 20,
+                state: PathBuf::from("/var/lib/cadscope"),
+            }),
         };
         assert_eq!(config.command, Command::Agent(agent));
         assert!(!config.catalog.probes.is_empty());

@@ -41,11 +41,13 @@ fn run(config: Config) -> anyhow::Result<u8> {
         linger: Duration::ZERO,
         only_targets: false,
         allow_multi: config.attach == Attach::Auto,
+        keep_files: false,
     };
     match config.command {
         Command::Agent(agent_config) => {
             preflight::require(&options.proc)?;
             options.linger = agent_config.linger;
+            options.keep_files = agent_config.validation.is_some();
             agent::run(&agent_config, options).map(|()| 0)
         }
         Command::Trace(trace_config) => {

@@ -124,6 +124,8 @@ pub struct ObserverOptions {
     pub only_targets: bool,
     /// Use uprobe_multi where the kernel has it.
     pub allow_multi: bool,
+    /// Open the files that workers write and read, for their digests.
+    pub keep_files: bool,
 }
 
 impl Observer {
@@ -145,7 +147,7 @@ impl Observer {
             exceptions: Exceptions::default(),
             containers: Containers::default(),
             flow_rules: options.flow_rules,
-            written: Written::new(&options.proc),
+            written: Written::new(&options.proc, options.keep_files),
             proc: options.proc,
             variables: options.variables,
             sources: Sources::new(options.sources),
@@ -333,7 +335,7 @@ impl Observer {
         let worker = self.worker(process, program, self.attacher.versions_of(pid), executed);
         let live = self.workers.enter(worker, executed.unwrap_or(now));
         say(Observation::Started(Arc::clone(&live.worker)));
-        self.written.hold(pid);
+        self.written.hold(pid, executed);
         for mapping in discover::mappings_of(&self.proc, pid) {
             self.see(&mapping, say);
         }
@@ -406,7 +408,7 @@ impl Observer {
                     let tally = i64::try_from(tally).unwrap_or(i64::MAX);
                     operation.values.insert("tally".to_owned(), Value::Int(tally));
                 }
-                self.written.size(&mut operation);
+                self.written.look(&mut operation);
                 operation.source = self.sources.take(record.tid, record.start_ns, record.end_ns);
                 if let Some(live) = self.workers.get_mut(record.process.pid) {
                     live.did(&mut operation);
@@ -416,7 +418,7 @@ impl Observer {
             Event::Forked { parent, child } => {
                 if self.workers.fork(parent.pid, child, now_ns()).is_some() {
                     self.attacher.inherit(parent.pid, child.pid);
-                    self.written.hold(child.pid);
+                    self.written.hold(child.pid, None);
                 }
             }
             Event::Executed(process, at_ns) => {
@@ -458,7 +460,7 @@ impl Observer {
             let live = self.workers.enter(worker, executed.unwrap_or_else(now_ns));
             live.settled = true;
             say(Observation::Started(Arc::clone(&live.worker)));
-            self.written.hold(process.pid);
+            self.written.hold(process.pid, executed);
             // A refusal shows when the process ends without notice: the review finds it.
             let _ = self.kernel.add_worker(process);
         }

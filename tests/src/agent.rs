@@ -62,6 +62,7 @@ impl Agent {
         let port = free_port()?;
         let child = Command::new(crate::node::cadscope()?)
             .args(["agent", "--listen", &format!("127.0.0.1:{port}")])
+            .env("CADSCOPE_STATE", folder.path().join("state"))
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)

@@ -14,9 +14,10 @@ use crate::export::traces::Traces;
 use crate::flow::Flows;
 use crate::group::Groups;
 use crate::observe::{Observation, Observer, now_ns};
-use crate::operation::Worker;
+use crate::operation::{Operation, Worker};
 use crate::rollup::Rollups;
 use crate::usage::Usages;
+use crate::validation::Validation;
 
 /// Kills that `/status` shows.
 const MAX_OOM_KILLS: usize = 100;
@@ -31,10 +32,17 @@ pub(super) struct Feed<'a> {
     usages: Usages,
     oom_kills: VecDeque<OomStatus>,
     traces: Traces,
+    validation: Option<Validation>,
 }
 
 impl<'a> Feed<'a> {
-    pub(super) fn new(metrics: &'a Metrics, rollups: Rollups, pod_labels: bool, traces: Traces) -> Self {
+    pub(super) fn new(
+        metrics: &'a Metrics,
+        rollups: Rollups,
+        pod_labels: bool,
+        traces: Traces,
+        validation: Option<Validation>,
+    ) -> Self {
         Self {
             metrics,
             pod_labels,
@@ -44,20 +52,25 @@ impl<'a> Feed<'a> {
             usages: Usages::default(),
             oom_kills: VecDeque::new(),
             traces,
+            validation,
         }
     }
 
     pub(super) fn take(&mut self, observation: &Observation) {
         let metrics = self.metrics;
-        let traces = &mut self.traces;
-        traces.see(observation);
+        self.traces.see(observation);
+        let (traces, validation) = (&mut self.traces, &mut self.validation);
+        let mut record = |operation: &Operation, nested| {
+            traces.record(metrics, operation, nested);
+            if let (Some(validation), false) = (&mut *validation, nested) {
+                validation.see(operation, |verdict| metrics.export_validated(&verdict));
+            }
+        };
         self.flows.see(observation, now_ns(), |step| metrics.flow(&step));
         match observation {
             Observation::Operation(operation) => {
                 self.rollups.see(operation, |rolled| metrics.record_rollup(&operation.worker, &rolled));
-                self.groups.push((**operation).clone(), |operation, nested| {
-                    traces.record(metrics, &operation, nested);
-                });
+                self.groups.push((**operation).clone(), |operation, nested| record(&operation, nested));
             }
             Observation::Started(worker) => {
                 metrics.worker_seen();
@@ -67,7 +80,10 @@ impl<'a> Feed<'a> {
             Observation::Ended { worker, end, .. } => {
                 let pid = worker.process.pid;
                 self.rollups.end(pid);
-                self.groups.end(pid, |operation, nested| traces.record(metrics, &operation, nested));
+                self.groups.end(pid, |operation, nested| record(&operation, nested));
+                if let Some(validation) = &mut self.validation {
+                    validation.end(worker.process);
+                }
                 self.ended(worker, end);
             }
             Observation::Ready(latency) => metrics.attach_latency(*latency),
@@ -145,6 +161,9 @@ impl<'a> Feed<'a> {
     pub(super) fn tick(&mut self) {
         self.flows.tick(now_ns(), |step| self.metrics.flow(&step));
         self.traces.tick(self.metrics);
+        for verdict in self.validation.iter().flat_map(Validation::verdicts) {
+            self.metrics.export_validated(&verdict);
+        }
     }
 
     /// Asks procfs what the workers use.

@@ -25,6 +25,7 @@ use crate::catalog::{Amount, Label, Probe};
 use crate::in_flight::InFlight;
 use crate::operation::{Operation, Value, Worker};
 use crate::rollup::Rolled;
+use crate::validation::Verdict;
 
 /// Upper bounds of the classic duration buckets, seconds: 1 ms, below which no alert cares, to the 10 minutes after which
 /// a job is given up; each threshold of an alert (15 s, 30 s, 300 s) is a bound.
@@ -536,6 +537,23 @@ impl Metrics {
     /// Counts records that the agent dropped; zero makes the series exist.
     pub fn records_dropped(&self, reason: &str, count: u64) {
         self.add(RECORDS_DROPPED.0, RECORDS_DROPPED.1, &[("reason", reason)], count as f64);
+    }
+
+    /// Counts an export that was compared with the earlier one of the same inputs, or could not be.
+    pub fn export_validated(&self, verdict: &Verdict) {
+        const NAME: &str = "deterministic_export_validation_total";
+        let help = "Exported files that are what the earlier export of the same inputs wrote (pass), or are not (fail).";
+        let reason = match verdict {
+            Verdict::Compared(format, same) => {
+                let labels = [("format", format.as_str()), ("result", if *same { "pass" } else { "fail" })];
+                self.add(NAME, help, &labels, 1.0);
+                return;
+            }
+            Verdict::Not(reason) => reason,
+        };
+        let help =
+            "Exported files that were not compared: the first of their inputs, or for the reason told.";
+        self.add("cadscope_exports_not_compared_total", help, &[("reason", reason)], 1.0);
     }
 
     /// Sets the number of workers alive, by `(freecad_version, occt_version)`.
