@@ -32,6 +32,8 @@ enum Source {
     Wheels(&'static [&'static str]),
     /// The OpenTelemetry Collector, from the Go sources of this Debian suite.
     Collector(&'static str),
+    /// The sources of these Python packages as they were published, with their tests, and what runs those.
+    Sources(&'static [&'static str]),
 }
 
 /// Every build beside the FreeCAD that is installed.
@@ -80,6 +82,19 @@ pub(crate) const BUILDS: &[Build] = &[
         ]),
     },
     Build { name: "otelcol", everyday: true, source: Source::Collector("sid") },
+    // Of the versions that the wheels have.
+    Build {
+        name: "published",
+        everyday: true,
+        source: Source::Sources(&[
+            "cadquery==2.5.2",
+            "cadquery==2.7.0",
+            "cadquery==2.8.0",
+            "build123d==0.8.0",
+            "build123d==0.10.0",
+            "build123d==0.13.0",
+        ]),
+    },
 ];
 
 /// Where builds are; tests find them by `CADSCOPE_BUILDS`.
@@ -108,6 +123,11 @@ pub(crate) fn make_for_tests(full: bool) -> Result<()> {
 }
 
 impl Build {
+    /// It has OCCT.
+    pub(crate) fn has_cad(&self) -> bool {
+        self.name.starts_with("freecad-") || self.name.starts_with("wheel-")
+    }
+
     fn make(&self) -> Result<()> {
         let link = folder()?.join(self.name);
         let target = folder()?.join(format!("{}-{:08x}", self.name, self.recipe()));
@@ -119,6 +139,7 @@ impl Build {
                 Source::Suite(suite) => debian(suite, &target)?,
                 Source::Wheels(packages) => wheels(packages, &target)?,
                 Source::Collector(suite) => collector(suite, &target)?,
+                Source::Sources(packages) => sources(packages, &target)?,
             }
             println!("build {}: {}", self.name, minutes(begin.elapsed()));
         }
@@ -136,6 +157,7 @@ impl Build {
             Source::Suite(suite) => (1, suite, MMDEBSTRAP).hash(&mut hasher),
             Source::Wheels(packages) => (1, packages).hash(&mut hasher),
             Source::Collector(suite) => (1, suite, COLLECTOR, COLLECTOR_MAIN).hash(&mut hasher),
+            Source::Sources(packages) => (2, packages, TEST_TOOLS).hash(&mut hasher),
         }
         let [a, b, c, d, ..] = hasher.finish().to_le_bytes();
         u32::from_le_bytes([a, b, c, d])
@@ -168,6 +190,35 @@ fn wheels(packages: &[&str], target: &Path) -> Result<()> {
         .args(["--disable-pip-version-check", "--only-binary=:all:"])
         .args(packages))?;
     // `bin/python` is a link and finds its libraries by its own place: it works after the renaming.
+    Ok(fs::rename(&partial, target)?)
+}
+
+/// What runs the tests of the packages.
+const TEST_TOOLS: &[&str] = &["pytest==8.4.2", "docutils==0.21.2"];
+
+/// Unpacked beside one another, as `cadquery-2.8.0`; the tools are in `tools`, for `PYTHONPATH`.
+fn sources(packages: &[&str], target: &Path) -> Result<()> {
+    let partial = target.with_extension("partial");
+    remove(&partial)?;
+    let archives = partial.join("archives");
+    fs::create_dir_all(&archives)?;
+    run(Command::new("/usr/bin/python3").args(["-m", "venv"]).arg(partial.join("pip")))?;
+    let pip = |command: &str| {
+        let mut pip = Command::new(partial.join("pip/bin/python"));
+        pip.args(["-m", "pip", command, "--quiet", "--disable-pip-version-check"]);
+        pip
+    };
+    run(pip("install").arg("--target").arg(partial.join("tools")).args(TEST_TOOLS))?;
+    // What the packages are built with is taken as it comes; each version by itself, for one name has one version.
+    for package in packages {
+        let name = package.split('=').next().unwrap_or_default();
+        run(pip("download").args(["--no-deps", "--no-binary", name, "--dest"]).arg(&archives).arg(package))?;
+    }
+    for archive in fs::read_dir(&archives)? {
+        run(Command::new("tar").arg("xf").arg(archive?.path()).arg("-C").arg(&partial))?;
+    }
+    remove(&archives)?;
+    remove(&partial.join("pip"))?;
     Ok(fs::rename(&partial, target)?)
 }
 
