@@ -17,7 +17,7 @@ use crate::export::metrics::{Metrics, MetricsOptions};
 use crate::export::traces::Traces;
 use crate::observe::{Observer, ObserverOptions};
 use crate::rollup::Rollups;
-use crate::validation::Validation;
+use crate::validation::{Store, Validation};
 
 mod feed;
 mod status;
@@ -35,7 +35,7 @@ const STATUS_TICKS: u32 = 5;
 ///
 /// # Errors
 /// The port is taken or the node lacks something.
-pub fn run(config: &AgentConfig, options: ObserverOptions) -> anyhow::Result<()> {
+pub fn run(config: &AgentConfig, options: ObserverOptions, store: Option<Store>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let metrics = Arc::new(Metrics::new(MetricsOptions::default()));
     let status = Status {
@@ -46,7 +46,8 @@ pub fn run(config: &AgentConfig, options: ObserverOptions) -> anyhow::Result<()>
     let shared = Arc::new(Shared::new(metrics, status));
     let listener = runtime.block_on(http::bind(&config.listen.to_string()))?;
     let traces = Traces::start(config)?;
-    let validation = config.validation.as_ref().map(Validation::start).transpose()?;
+    let validation = config.validation.as_ref().zip(store);
+    let validation = validation.map(|(config, store)| Validation::start(config, store)).transpose()?;
     let observer = Observer::start(options)?;
     info!(listen = %listener.local_addr()?, kernel = observer.mode().as_str(), "observing");
     let stop = Arc::new(AtomicBool::new(false));

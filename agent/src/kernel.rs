@@ -17,6 +17,7 @@ use std::collections::HashSet;
 use std::ffi::CString;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
 
 use aya::maps::{Array, HashMap, Map, PerCpuArray, RingBuf};
 use aya::programs::{ProgramError, RawTracePoint, UProbe};
@@ -36,8 +37,8 @@ use crate::resolve::FileOffset;
 /// The object that agent/build.rs built.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("CADSCOPE_BPF_OBJECT"));
 
-/// Where the kernel keeps its own types.
-const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
+/// Where the kernel keeps its own types, below sysfs.
+pub const KERNEL_BTF: &str = "kernel/btf/vmlinux";
 
 /// Why the kernel side cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -165,16 +166,17 @@ pub struct Kernel {
     ebpf: Ebpf,
     mode: AttachMode,
     multi: Vec<(SiteProgram, OwnedFd)>,
+    sys: PathBuf,
 }
 
 impl Kernel {
-    /// Loads everything. With `only_targets`, only processes given to [`Kernel::add_target`] and their descendants are
+    /// Loads everything; `sys` is the node's sysfs. With `only_targets`, only processes given to [`Kernel::add_target`] and their descendants are
     /// observed. `allow_multi = false` forces perf events.
     ///
     /// # Errors
     /// What the kernel lacks or refuses.
-    pub fn load(only_targets: bool, allow_multi: bool) -> Result<Self, KernelError> {
-        let facts = offsets::read(KERNEL_BTF)?;
+    pub fn load(sys: &Path, only_targets: bool, allow_multi: bool) -> Result<Self, KernelError> {
+        let facts = offsets::read(&sys.join(KERNEL_BTF))?;
         let multi = allow_multi && facts.has_uprobe_multi;
         let cpus = possible_cpus();
         let settings = Settings {
@@ -197,7 +199,7 @@ impl Kernel {
             }
             AttachMode::PerfEvents
         };
-        let mut kernel = Self { ebpf, mode, multi: kernel_multi };
+        let mut kernel = Self { ebpf, mode, multi: kernel_multi, sys: sys.to_owned() };
         kernel.locate_cpus(&cpus)?;
         kernel.attach_tracepoints(facts.has_cheap_mmap_lock)?;
         Ok(kernel)
@@ -375,7 +377,7 @@ impl Kernel {
                     program_of(&mut self.ebpf, program.name()).map_err(|error| refused(error.to_string()))?;
                 let fd = loaded.fd().map_err(|error| refused(error.to_string()))?;
                 let sites = sites.iter().map(|(offset, cookie)| (offset.0, cookie.0));
-                PerfProbes::place(fd.as_fd(), &path, sites)
+                PerfProbes::place(&self.sys, fd.as_fd(), &path, sites)
                     .map(Link::Perf)
                     .map_err(|error| refused(error.to_string()))
             }

@@ -38,6 +38,7 @@ pub mod validation;
 pub mod export;
 pub mod usage;
 pub mod view;
+pub mod privileges;
 pub mod preflight;
 pub mod coverage;
 pub mod agent;

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use cadscope::config::{Args, Attach, Command, Config, LogFormat};
 use cadscope::observe::ObserverOptions;
-use cadscope::{agent, coverage, preflight, trace};
+use cadscope::validation::Store;
+use cadscope::{agent, coverage, preflight, privileges, trace};
 use clap::Parser;
 
 /// Exit status for a mistake in what was asked for, as clap uses it.
@@ -32,9 +33,11 @@ fn main() -> ExitCode {
 }
 
 fn run(config: Config) -> anyhow::Result<u8> {
+    let node = preflight::Node { proc: config.proc.clone(), sys: config.sys.clone() };
     let mut options = ObserverOptions {
         catalog: Arc::new(config.catalog),
         proc: config.proc,
+        sys: config.sys,
         variables: config.variables,
         sources: config.sources,
         flow_rules: config.flow_rules,
@@ -45,17 +48,20 @@ fn run(config: Config) -> anyhow::Result<u8> {
     };
     match config.command {
         Command::Agent(agent_config) => {
-            preflight::require(&options.proc)?;
+            preflight::require(&node, true)?;
+            // Afterwards no folder can be made and no file locked for itself.
+            let store = agent_config.validation.as_ref().map(|validation| Store::open(&validation.state));
+            privileges::give_up(!options.allow_multi || !preflight::has_uprobe_multi(&node))?;
             options.linger = agent_config.linger;
             options.keep_files = agent_config.validation.is_some();
-            agent::run(&agent_config, options).map(|()| 0)
+            agent::run(&agent_config, options, store).map(|()| 0)
         }
         Command::Trace(trace_config) => {
-            preflight::require(&options.proc)?;
+            preflight::require(&node, false)?;
             options.linger = Duration::from_secs(3600);
             trace::run(&trace_config, options)
         }
-        Command::Doctor(format) => Ok(u8::from(!preflight::report(&options.proc, format)?)),
+        Command::Doctor(format) => Ok(u8::from(!preflight::report(&node, format)?)),
         Command::Probes(subject, format) => coverage::run(&subject, format, &options.catalog, &options.proc),
     }
 }

@@ -112,6 +112,8 @@ pub struct ObserverOptions {
     pub catalog: Arc<Catalog>,
     /// Mount point of the node's procfs.
     pub proc: PathBuf,
+    /// Mount point of the node's sysfs.
+    pub sys: PathBuf,
     /// The variables that say what a worker works on.
     pub variables: Variables,
     /// When the lines that called slow operations are looked for.
@@ -134,9 +136,9 @@ impl Observer {
     /// # Errors
     /// What the node lacks.
     pub fn start(options: ObserverOptions) -> Result<Self, ObserveError> {
-        let mut kernel = Kernel::load(options.only_targets, options.allow_multi)?;
+        let mut kernel = Kernel::load(&options.sys, options.only_targets, options.allow_multi)?;
         let records = kernel.take_events()?;
-        let mappings = Mappings::open()?;
+        let mappings = Mappings::open(&options.sys)?;
         let now = now_ns();
         Ok(Self {
             kernel,

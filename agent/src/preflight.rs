@@ -1,23 +1,33 @@
 //! Says what this node lacks for observation, and the exact fix.
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 use crate::config::ReportFormat;
 use crate::discover;
-use crate::kernel::Kernel;
+use crate::kernel::{KERNEL_BTF, Kernel, perf_uprobe};
 
 /// Oldest kernel: attach cookies came with it.
 const OLDEST: (u32, u32) = (5, 15);
 /// First kernel with uprobe_multi links.
 const MULTI: (u32, u32) = (6, 6);
 
+const CAP_DAC_READ_SEARCH: u32 = 2;
 const CAP_SYS_PTRACE: u32 = 19;
 const CAP_SYS_ADMIN: u32 = 21;
 const CAP_PERFMON: u32 = 38;
 const CAP_BPF: u32 = 39;
+
+/// Where the node's own file systems are mounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// procfs.
+    pub proc: PathBuf,
+    /// sysfs.
+    pub sys: PathBuf,
+}
 
 /// One thing that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -33,27 +43,34 @@ pub struct Check {
     pub fix: Option<String>,
 }
 
-/// Looks at everything that can be looked at without changing anything.
+/// Looks at everything that can be looked at without changing anything. `all`: the processes of all users are to be
+/// observed, not one's own only.
 #[must_use]
-pub fn checks(proc: &Path) -> Vec<Check> {
-    let kernel = kernel_version(proc);
-    let capabilities = capabilities(proc);
+pub fn checks(node: &Node, all: bool) -> Vec<Check> {
+    let kernel = kernel_version(&node.proc);
+    let capabilities = capabilities(&node.proc);
     vec![
         check_machine(),
         check_kernel(kernel),
-        check_btf(),
-        check_uprobes(),
-        check_capabilities(capabilities, kernel),
-        check_proc(proc, capabilities),
+        check_btf(&node.sys),
+        check_uprobes(&node.sys),
+        check_capabilities(capabilities, kernel, all),
+        check_proc(&node.proc, capabilities),
     ]
+}
+
+/// Whether probes can be uprobe_multi links, by the kernel's version.
+#[must_use]
+pub fn has_uprobe_multi(node: &Node) -> bool {
+    kernel_version(&node.proc).is_some_and(|version| version >= MULTI)
 }
 
 /// Refuses to start where the agent could not work.
 ///
 /// # Errors
 /// The first thing that is missing, with its fix.
-pub fn require(proc: &Path) -> anyhow::Result<()> {
-    match checks(proc).into_iter().find(|check| !check.ok) {
+pub fn require(node: &Node, all: bool) -> anyhow::Result<()> {
+    match checks(node, all).into_iter().find(|check| !check.ok) {
         None => Ok(()),
         Some(check) => {
             let fix = check.fix.unwrap_or_default();
@@ -66,10 +83,10 @@ pub fn require(proc: &Path) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// The report cannot be made.
-pub fn report(proc: &Path, format: ReportFormat) -> anyhow::Result<bool> {
-    let mut checks = checks(proc);
+pub fn report(node: &Node, format: ReportFormat) -> anyhow::Result<bool> {
+    let mut checks = checks(node, true);
     if checks.iter().all(|check| check.ok) {
-        checks.push(check_load());
+        checks.push(check_load(&node.sys));
     }
     let ok = checks.iter().all(|check| check.ok);
     match format {
@@ -124,10 +141,10 @@ fn check_kernel(version: Option<(u32, u32)>) -> Check {
     check("kernel", ok, found, "Linux 5.15 or newer is needed (attach cookies); 6.6 or newer is recommended")
 }
 
-fn check_btf() -> Check {
-    let path = "/sys/kernel/btf/vmlinux";
-    let ok = std::fs::metadata(path).is_ok();
-    let found = if ok { path.to_owned() } else { format!("{path} is missing") };
+fn check_btf(sys: &Path) -> Check {
+    let path = sys.join(KERNEL_BTF);
+    let ok = std::fs::metadata(&path).is_ok();
+    let found = if ok { path.display().to_string() } else { format!("{} is missing", path.display()) };
     check(
         "BTF",
         ok,
@@ -136,9 +153,8 @@ fn check_btf() -> Check {
     )
 }
 
-fn check_uprobes() -> Check {
-    let path = "/sys/bus/event_source/devices/uprobe/type";
-    let ok = std::fs::metadata(path).is_ok();
+fn check_uprobes(sys: &Path) -> Check {
+    let ok = std::fs::metadata(sys.join(perf_uprobe::TYPE)).is_ok();
     let found = if ok { "supported" } else { "the kernel has none" };
     check(
         "uprobes",
@@ -148,11 +164,15 @@ fn check_uprobes() -> Check {
     )
 }
 
-fn check_capabilities(held: u64, kernel: Option<(u32, u32)>) -> Check {
+fn check_capabilities(held: u64, kernel: Option<(u32, u32)>, all: bool) -> Check {
     let has = |capability: u32| held >> capability & 1 == 1;
     let mut needed = vec![("CAP_BPF", CAP_BPF), ("CAP_PERFMON", CAP_PERFMON)];
     if kernel.is_some_and(|version| version < MULTI) {
         needed.push(("CAP_SYS_ADMIN", CAP_SYS_ADMIN));
+    }
+    if all {
+        needed.push(("CAP_SYS_PTRACE", CAP_SYS_PTRACE));
+        needed.push(("CAP_DAC_READ_SEARCH", CAP_DAC_READ_SEARCH));
     }
     let missing: Vec<&str> =
         needed.into_iter().filter(|(_, number)| !has(*number)).map(|(name, _)| name).collect();
@@ -184,8 +204,8 @@ fn check_proc(proc: &Path, held: u64) -> Check {
     check("procfs", ok, found, fix)
 }
 
-fn check_load() -> Check {
-    match Kernel::load(true, true) {
+fn check_load(sys: &Path) -> Check {
+    match Kernel::load(sys, true, true) {
         Ok(kernel) => check("programs", true, format!("load; probes by {}", kernel.mode().as_str()), ""),
         Err(error) => check("programs", false, error.to_string(), "report this with the kernel's version"),
     }
@@ -230,7 +250,14 @@ mod tests {
     #[test]
     fn an_older_kernel_needs_one_capability_more() {
         let held = 1 << CAP_BPF | 1 << CAP_PERFMON;
-        assert!(check_capabilities(held, Some((6, 6))).ok);
-        assert_eq!(check_capabilities(held, Some((6, 1))).found, "CAP_SYS_ADMIN missing");
+        assert!(check_capabilities(held, Some((6, 6)), false).ok);
+        assert_eq!(check_capabilities(held, Some((6, 1)), false).found, "CAP_SYS_ADMIN missing");
+    }
+
+    #[test]
+    fn processes_of_others_need_two_capabilities_more() {
+        let held = 1 << CAP_BPF | 1 << CAP_PERFMON | 1 << CAP_SYS_PTRACE;
+        assert_eq!(check_capabilities(held, Some((6, 6)), true).found, "CAP_DAC_READ_SEARCH missing");
+        assert!(check_capabilities(held | 1 << CAP_DAC_READ_SEARCH, Some((6, 6)), true).ok);
     }
 }

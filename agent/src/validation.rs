@@ -16,6 +16,7 @@ use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use cadscope_common::record::ProcessKey;
 
 use self::judge::Judge;
+pub use self::store::Store;
 use crate::config::ValidationConfig;
 use crate::inputs::{OpenFile, Touched};
 use crate::operation::{Operation, Outcome, Worker};
@@ -29,8 +30,15 @@ const MAX_NAMES: usize = 1024;
 /// What became of an export.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is what the earlier one was, or is not, by format.
-    Compared(String, bool),
+    /// It is what the earlier one was, or is not.
+    Compared {
+        /// Who wrote it.
+        worker: Arc<Worker>,
+        /// As labels have it.
+        format: String,
+        /// It is.
+        same: bool,
+    },
     /// There is none yet, or it could not be judged, for this reason.
     Not(&'static str),
 }
@@ -84,10 +92,10 @@ impl Validation {
     ///
     /// # Errors
     /// The system has no room for one.
-    pub fn start(config: &ValidationConfig) -> io::Result<Self> {
+    pub fn start(config: &ValidationConfig, store: Store) -> io::Result<Self> {
         let (to_thread, messages) = sync_channel(WAITING);
         let (say, verdicts) = channel();
-        let judge = Judge::new(config, say);
+        let judge = Judge::new(config, store, say);
         std::thread::Builder::new().name("exports".to_owned()).spawn(move || judge.run(&messages))?;
         Ok(Self { to_thread, verdicts, processes: HashMap::new(), epoch: 0, has_overflowed: false })
     }

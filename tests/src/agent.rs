@@ -38,13 +38,28 @@ impl Agent {
     /// # Errors
     /// It ended, or was not ready within 60 s; with what it said.
     pub fn start<S: AsRef<OsStr>>(arguments: &[S]) -> Result<Self> {
-        let mut agent = Self::launch(arguments)?;
+        Self::launch(arguments)?.ready()
+    }
+
+    /// The same, run by another program, whose words stand before it: one that replaces itself by the agent.
+    ///
+    /// # Errors
+    /// See [`Agent::start`].
+    pub fn start_under<S: AsRef<OsStr>>(wrapper: &[String], arguments: &[S]) -> Result<Self> {
+        let (program, words) = wrapper.split_first().context("no program")?;
+        let mut command = Command::new(program);
+        command.args(words).arg(crate::node::cadscope()?);
+        Self::launch_by(command, arguments)?.ready()
+    }
+
+    fn ready(mut self) -> Result<Self> {
+        let agent = &mut self;
         for _ in 0..1200 {
             if let Some(status) = agent.child.try_wait()? {
                 bail!("agent ended with {status} before it was ready:\n{}", agent.log());
             }
             if agent.get("/readyz").is_ok_and(|(status, _)| status == 200) {
-                return Ok(agent);
+                return Ok(self);
             }
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -56,11 +71,15 @@ impl Agent {
     /// # Errors
     /// It cannot be started.
     pub fn launch<S: AsRef<OsStr>>(arguments: &[S]) -> Result<Self> {
+        Self::launch_by(Command::new(crate::node::cadscope()?), arguments)
+    }
+
+    fn launch_by<S: AsRef<OsStr>>(mut command: Command, arguments: &[S]) -> Result<Self> {
         let folder = crate::node::scratch()?;
         let log = folder.path().join("log");
         let file = File::create(&log)?;
         let port = free_port()?;
-        let child = Command::new(crate::node::cadscope()?)
+        let child = command
             .args(["agent", "--listen", &format!("127.0.0.1:{port}")])
             .env("CADSCOPE_STATE", folder.path().join("state"))
             .args(arguments)

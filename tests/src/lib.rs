@@ -12,6 +12,7 @@
 
 pub mod agent;
 pub mod builds;
+pub mod chart;
 pub mod collector;
 pub mod compare;
 pub mod freecad;
@@ -19,6 +20,7 @@ pub mod independent;
 pub mod metrics;
 pub mod node;
 pub mod record;
+pub mod privileges;
 pub mod residue;
 pub mod run;
 pub mod trace;

@@ -28,7 +28,8 @@ fn verdicts(metrics: &Metrics) -> BTreeMap<String, f64> {
 
 /// An agent that knows the libraries of these builds.
 fn warm(state: &Path, builds: &[Build]) -> Result<Agent> {
-    let agent = Agent::start(&["--state".as_ref(), state.as_os_str()])?;
+    // Nothing is taken away while the others' turn is.
+    let agent = Agent::start(&["--linger".as_ref(), "3600".as_ref(), "--state".as_ref(), state.as_os_str()])?;
     for build in builds {
         let job = if build.has_freecad() { "warm.py" } else { "ocp_warm.py" };
         build.run(job, scratch()?.path(), LIMIT)?;

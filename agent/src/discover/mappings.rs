@@ -4,6 +4,7 @@
 //! CAP_PERFMON only, and costs a process that maps nothing exactly nothing.
 
 use std::os::fd::{AsRawFd, RawFd};
+use std::path::Path;
 
 use perf_event::data::Record;
 use perf_event::events::Software;
@@ -90,9 +91,9 @@ impl Mappings {
     ///
     /// # Errors
     /// The kernel's refusal.
-    pub fn open() -> Result<Self, MappingsError> {
+    pub fn open(sys: &Path) -> Result<Self, MappingsError> {
         let mut samplers = Vec::new();
-        for cpu in online_cpus() {
+        for cpu in online_cpus(sys) {
             let error = |source| MappingsError::Open { cpu, source };
             // A watermark of one byte: `wakeup_events` counts samples only, and there are none.
             let mut builder = Builder::new(Software::DUMMY);
@@ -151,8 +152,8 @@ impl Mappings {
 }
 
 /// The CPUs that are on, from sysfs; CPU 0 if it does not say.
-fn online_cpus() -> Vec<usize> {
-    let text = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
+fn online_cpus(sys: &Path) -> Vec<usize> {
+    let text = std::fs::read_to_string(sys.join("devices/system/cpu/online")).unwrap_or_default();
     let cpus = parse_cpu_list(&text);
     if cpus.is_empty() { vec![0] } else { cpus }
 }

@@ -20,10 +20,11 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::histogram::{Histogram, NativeHistogramConfig};
 use prometheus_client::registry::Registry;
 
+use self::families::Family;
 use super::exposition::{self, Format};
 use crate::catalog::{Amount, Label, Probe};
 use crate::in_flight::InFlight;
-use crate::operation::{Operation, Value, Worker};
+use crate::operation::{Operation, Outcome, Value, Worker};
 use crate::rollup::Rolled;
 use crate::validation::Verdict;
 
@@ -38,6 +39,23 @@ pub const DURATION_BOUNDS: &[f64] = &[
 pub const COUNT_BOUNDS: &[f64] = &[
     0.0, 1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 50.0, 70.0, 100.0, 150.0, 200.0, 300.0, 500.0,
     1000.0, 2000.0, 5000.0, 10_000.0,
+];
+
+/// Upper bounds of the classic buckets of memory, bytes: 1 MiB to 16 GiB; 1.5 GiB is the threshold of an alert.
+pub const BYTES_BOUNDS: &[f64] = &[
+    1_048_576.0,
+    4_194_304.0,
+    16_777_216.0,
+    67_108_864.0,
+    134_217_728.0,
+    268_435_456.0,
+    536_870_912.0,
+    1_073_741_824.0,
+    1_610_612_736.0,
+    2_147_483_648.0,
+    4_294_967_296.0,
+    8_589_934_592.0,
+    17_179_869_184.0,
 ];
 
 /// Native buckets a doubling: 2^3 = 8, each 9 % wider than the one before.
@@ -55,7 +73,6 @@ const FAMILIES: usize = 256;
 const RESOLVED: usize = 8192;
 
 const OVERFLOW: &str = "overflow";
-const SERIES_DROPPED: &str = "cadscope_series_dropped_total";
 
 /// Bounds, and who this is.
 #[derive(Clone, Debug)]
@@ -118,7 +135,7 @@ pub struct Metrics {
 
 #[derive(Debug, Default)]
 struct State {
-    families: BTreeMap<String, Family>,
+    families: BTreeMap<String, Held>,
     /// Series of catalogue families, overflow series not counted.
     catalogue_series: usize,
     resolved: HashMap<u64, Resolved>,
@@ -131,6 +148,8 @@ struct Resolved {
     _probe: Arc<Probe>,
     durations: Option<Arc<Durations>>,
     calls: Option<Arc<Number>>,
+    /// Where its memory was read.
+    memory: Option<Arc<Durations>>,
     /// In the order of `probe.also`.
     also: Vec<Option<Series>>,
 }
@@ -144,21 +163,27 @@ enum Origin {
     Catalogue,
 }
 
+/// A family's type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub enum Kind {
+    /// Only rises.
     Counter,
+    /// Rises and falls.
     Gauge,
     /// A histogram of seconds.
     Durations,
     /// A histogram of counts.
     Counts,
+    /// A histogram of sizes.
+    Bytes,
 }
 
 /// Label pairs, sorted by name.
 type Labels = Vec<(String, String)>;
 
+/// A family that has series.
 #[derive(Debug)]
-struct Family {
+struct Held {
     help: String,
     kind: Kind,
     series: BTreeMap<Labels, Series>,
@@ -242,10 +267,10 @@ impl Metrics {
     pub fn new(options: MetricsOptions) -> Self {
         let metrics = Self { options, hasher: RandomState::new(), state: Mutex::default() };
         let version = metrics.options.version.clone();
-        metrics.set("cadscope_build_info", "The agent's version, as a label.", &[("version", &version)], 1.0);
+        metrics.set(&families::BUILD_INFO, &[("version", &version)], 1.0);
         metrics.probes_attached(0);
         metrics.events_received(0);
-        metrics.add("cadscope_workers_seen_total", "Workers discovered.", &[], 0.0);
+        metrics.add(&families::WORKERS_SEEN, &[], 0.0);
         metrics
     }
 
@@ -282,6 +307,9 @@ impl Metrics {
         if let Some(calls) = &resolved.calls {
             calls.add(1.0);
         }
+        if let (Some(histogram), Some(memory)) = (&resolved.memory, &operation.memory) {
+            histogram.observe(memory.growth_bytes() as f64, exemplar);
+        }
         for (measure, series) in probe.also.iter().zip(&resolved.also) {
             let Some(series) = series else { continue };
             match (&measure.amount, series) {
@@ -297,6 +325,17 @@ impl Metrics {
                 }
                 _ => {}
             }
+        }
+        drop(state);
+        if operation.outcome == Outcome::Exception {
+            let labels = [
+                ("operation", operation.name().into_owned()),
+                ("exception", operation.exception.as_deref().unwrap_or("unknown").to_owned()),
+                ("freecad_version", operation.worker.freecad_version.clone()),
+                ("occt_version", operation.worker.occt_version.clone()),
+            ];
+            let labels = labels.each_ref().map(|(name, value)| (*name, value.as_str()));
+            self.add(&families::EXCEPTIONS, &labels, 1.0);
         }
     }
 
@@ -323,6 +362,7 @@ impl Metrics {
         operation.worker.freecad_version.hash(&mut hasher);
         operation.worker.occt_version.hash(&mut hasher);
         operation.outcome.hash(&mut hasher);
+        operation.memory.is_some().hash(&mut hasher);
         let also = operation.probe.also.iter().flat_map(|measure| measure.labels.values());
         for label in operation.probe.labels.values().chain(also) {
             match label.value().and_then(|value| operation.values.get(value)) {
@@ -350,16 +390,24 @@ impl Metrics {
             }
         });
         let also = probe.also.iter().map(|measure| {
-            let kind = match measure.amount {
-                Amount::Duration => Kind::Durations,
-                Amount::Observe(_) => Kind::Counts,
-                Amount::One | Amount::Add(_) => Kind::Counter,
-            };
+            let kind = Kind::of(&measure.amount);
             let labels = labels_of(operation, &measure.labels);
             self.series(state, &measure.family, &measure.help, kind, labels, Origin::Catalogue)
         });
         let also = also.collect();
-        Resolved { _probe: Arc::clone(probe), durations, calls, also }
+        let memory = operation.memory.and_then(|_| {
+            let labels = [
+                ("operation", operation.name().into_owned()),
+                ("freecad_version", operation.worker.freecad_version.clone()),
+                ("occt_version", operation.worker.occt_version.clone()),
+            ];
+            let labels = tidy(labels.map(|(name, value)| (name.to_owned(), value)).to_vec());
+            match self.declared(state, &families::OPERATION_MEMORY, labels)? {
+                Series::Durations(histogram) => Some(histogram),
+                Series::Number(_) => None,
+            }
+        });
+        Resolved { _probe: Arc::clone(probe), durations, calls, memory, also }
     }
 
     /// The series of these labels: an old one, a new one, or the family's overflow. `None`: there is no such family.
@@ -378,7 +426,7 @@ impl Metrics {
                 self.count_refusal(state, "too_many_families");
                 return None;
             }
-            let family = Family { help: help.to_owned(), kind, series: BTreeMap::new(), overflow: None };
+            let family = Held { help: help.to_owned(), kind, series: BTreeMap::new(), overflow: None };
             state.families.insert(name.clone(), family);
         }
         let shared_room = origin == Origin::Own || state.catalogue_series < self.options.series;
@@ -397,6 +445,7 @@ impl Metrics {
             Kind::Counter | Kind::Gauge => Series::Number(Arc::default()),
             Kind::Durations => Series::Durations(Arc::new(Durations::new(DURATION_BOUNDS))),
             Kind::Counts => Series::Durations(Arc::new(Durations::new(COUNT_BOUNDS))),
+            Kind::Bytes => Series::Durations(Arc::new(Durations::new(BYTES_BOUNDS))),
         };
         if shared_room && family.series.len() < self.options.series_per_family {
             family.series.insert(labels, new.clone());
@@ -407,12 +456,9 @@ impl Metrics {
             (labels.into_iter().map(|(name, _)| (name, OVERFLOW.to_owned())).collect(), new)
         });
         let overflow = overflow.clone();
-        if name != SERIES_DROPPED {
-            let help = "Label sets that were over the limit of series; their observations are in the series whose labels say overflow.";
+        if name != families::SERIES_DROPPED.name {
             let labels = vec![("family".to_owned(), name)];
-            if let Some(Series::Number(dropped)) =
-                self.series(state, SERIES_DROPPED, help, Kind::Counter, labels, Origin::Own)
-            {
+            if let Some(Series::Number(dropped)) = self.declared(state, &families::SERIES_DROPPED, labels) {
                 dropped.add(1.0);
             }
         }
@@ -421,25 +467,33 @@ impl Metrics {
 
     fn count_refusal(&self, state: &mut State, reason: &str) {
         let labels = vec![("reason".to_owned(), reason.to_owned())];
-        let series =
-            self.series(state, RECORDS_DROPPED.0, RECORDS_DROPPED.1, Kind::Counter, labels, Origin::Own);
-        if let Some(Series::Number(number)) = series {
+        if let Some(Series::Number(number)) = self.declared(state, &families::RECORDS_DROPPED, labels) {
             number.add(1.0);
         }
     }
 
-    fn own(&self, kind: Kind, name: &str, help: &str, labels: &[(&str, &str)], write: impl FnOnce(&Series)) {
+    /// The series of a family that the program declares.
+    fn declared(&self, state: &mut State, family: &Family, labels: Labels) -> Option<Series> {
+        debug_assert!(
+            labels.iter().all(|(name, _)| family.labels.contains(&name.as_str())),
+            "{} is declared without one of the labels {labels:?}: add it in families.rs",
+            family.name
+        );
+        self.series(state, family.name, family.help, family.kind, labels, Origin::Own)
+    }
+
+    fn own(&self, family: &Family, labels: &[(&str, &str)], write: impl FnOnce(&Series)) {
         let labels =
             tidy(labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect());
         let mut state = lock(&self.state);
-        if let Some(series) = self.series(&mut state, name, help, kind, labels, Origin::Own) {
+        if let Some(series) = self.declared(&mut state, family, labels) {
             write(&series);
         }
     }
 
     /// Adds to a counter of the agent's own.
-    fn add(&self, name: &str, help: &str, labels: &[(&str, &str)], amount: f64) {
-        self.own(Kind::Counter, name, help, labels, |series| {
+    fn add(&self, family: &Family, labels: &[(&str, &str)], amount: f64) {
+        self.own(family, labels, |series| {
             if let Series::Number(number) = series {
                 number.add(amount);
             }
@@ -447,8 +501,8 @@ impl Metrics {
     }
 
     /// Raises a counter of the agent's own to a total that is kept elsewhere.
-    fn raise(&self, name: &str, help: &str, labels: &[(&str, &str)], total: f64) {
-        self.own(Kind::Counter, name, help, labels, |series| {
+    fn raise(&self, family: &Family, labels: &[(&str, &str)], total: f64) {
+        self.own(family, labels, |series| {
             if let Series::Number(number) = series {
                 number.set(total.max(number.get()));
             }
@@ -456,8 +510,8 @@ impl Metrics {
     }
 
     /// Sets a gauge of the agent's own.
-    fn set(&self, name: &str, help: &str, labels: &[(&str, &str)], value: f64) {
-        self.own(Kind::Gauge, name, help, labels, |series| {
+    fn set(&self, family: &Family, labels: &[(&str, &str)], value: f64) {
+        self.own(family, labels, |series| {
             if let Series::Number(number) = series {
                 number.set(value);
             }
@@ -465,9 +519,9 @@ impl Metrics {
     }
 
     /// Sets every series of a gauge to zero: what is not set again is gone.
-    fn zero(&self, name: &str) {
+    fn zero(&self, gauge: &Family) {
         let state = lock(&self.state);
-        let Some(family) = state.families.get(name) else { return };
+        let Some(family) = state.families.get(gauge.name) else { return };
         for series in family.series.values().chain(family.overflow.iter().map(|(_, series)| series)) {
             if let Series::Number(number) = series {
                 number.set(0.0);
@@ -477,35 +531,29 @@ impl Metrics {
 
     /// Sets the number of attached probes (one probe in one file).
     pub fn probes_attached(&self, count: usize) {
-        self.set("cadscope_probes_attached", "Probes attached now, over all files.", &[], count as f64);
+        self.set(&families::PROBES_ATTACHED, &[], count as f64);
     }
 
     /// Sets how many probes are not attached, by reason.
     pub fn probes_skipped(&self, by_reason: &BTreeMap<String, u64>) {
-        const NAME: &str = "cadscope_probes_skipped";
-        self.zero(NAME);
+        self.zero(&families::PROBES_SKIPPED);
         for (reason, count) in by_reason {
-            let help = "Probes that a file does not have or that could not be placed, over all files.";
-            self.set(NAME, help, &[("reason", reason)], *count as f64);
+            self.set(&families::PROBES_SKIPPED, &[("reason", reason)], *count as f64);
         }
     }
 
     /// Raises the counts of spans to their running totals.
     pub fn spans(&self, exported: u64, dropped: &[(&str, u64)], errors: u64) {
-        let help = "Spans that the collector took.";
-        self.raise("cadscope_spans_exported_total", help, &[], exported as f64);
+        self.raise(&families::SPANS_EXPORTED, &[], exported as f64);
         for (reason, total) in dropped {
-            let help = "Spans that were not exported.";
-            self.raise("cadscope_spans_dropped_total", help, &[("reason", reason)], *total as f64);
+            self.raise(&families::SPANS_DROPPED, &[("reason", reason)], *total as f64);
         }
-        let help = "Requests to another system that failed.";
-        self.raise("cadscope_export_errors_total", help, &[("exporter", "otlp")], errors as f64);
+        self.raise(&families::EXPORT_ERRORS, &[("exporter", "otlp")], errors as f64);
     }
 
     /// Records the time from a worker's exec to its first attached probe.
     pub fn attach_latency(&self, latency: Duration) {
-        let help = "From a worker's exec until its first probe is attached.";
-        self.own(Kind::Durations, "cadscope_attach_latency_seconds", help, &[], |series| {
+        self.own(&families::ATTACH_LATENCY, &[], |series| {
             if let Series::Durations(durations) = series {
                 durations.observe(latency.as_secs_f64(), None);
             }
@@ -514,87 +562,76 @@ impl Metrics {
 
     /// Counts a discovered worker.
     pub fn worker_seen(&self) {
-        self.add("cadscope_workers_seen_total", "Workers discovered.", &[], 1.0);
+        self.add(&families::WORKERS_SEEN, &[], 1.0);
     }
 
     /// Counts a worker that could not be observed.
     pub fn worker_missed(&self, reason: &str) {
-        let help = "Workers that could not be observed, or not from their beginning.";
-        self.add("cadscope_workers_missed_total", help, &[("reason", reason)], 1.0);
+        self.add(&families::WORKERS_MISSED, &[("reason", reason)], 1.0);
     }
 
     /// Counts records that came out of the kernel.
     pub fn events_received(&self, count: u64) {
-        self.add("cadscope_events_received_total", "Records received from the kernel.", &[], count as f64);
+        self.add(&families::EVENTS_RECEIVED, &[], count as f64);
     }
 
     /// Raises the count of events that the kernel side lost to its running total; zero makes the series exist.
     pub fn events_lost(&self, reason: &str, total: u64) {
-        let help = "Events that the kernel side could not record.";
-        self.raise("cadscope_events_lost_total", help, &[("reason", reason)], total as f64);
+        self.raise(&families::EVENTS_LOST, &[("reason", reason)], total as f64);
     }
 
     /// Counts records that the agent dropped; zero makes the series exist.
     pub fn records_dropped(&self, reason: &str, count: u64) {
-        self.add(RECORDS_DROPPED.0, RECORDS_DROPPED.1, &[("reason", reason)], count as f64);
+        self.add(&families::RECORDS_DROPPED, &[("reason", reason)], count as f64);
     }
 
     /// Counts an export that was compared with the earlier one of the same inputs, or could not be.
     pub fn export_validated(&self, verdict: &Verdict) {
-        const NAME: &str = "deterministic_export_validation_total";
-        let help = "Exported files that are what the earlier export of the same inputs wrote (pass), or are not (fail).";
-        let reason = match verdict {
-            Verdict::Compared(format, same) => {
-                let labels = [("format", format.as_str()), ("result", if *same { "pass" } else { "fail" })];
-                self.add(NAME, help, &labels, 1.0);
-                return;
+        match verdict {
+            Verdict::Compared { worker, format, same } => {
+                let labels = [
+                    ("format", format.as_str()),
+                    ("result", if *same { "pass" } else { "fail" }),
+                    ("freecad_version", worker.freecad_version.as_str()),
+                    ("occt_version", worker.occt_version.as_str()),
+                ];
+                self.add(&families::EXPORT_VALIDATION, &labels, 1.0);
             }
-            Verdict::Not(reason) => reason,
-        };
-        let help =
-            "Exported files that were not compared: the first of their inputs, or for the reason told.";
-        self.add("cadscope_exports_not_compared_total", help, &[("reason", reason)], 1.0);
+            Verdict::Not(reason) => self.add(&families::EXPORTS_NOT_COMPARED, &[("reason", reason)], 1.0),
+        }
     }
 
     /// Sets the number of workers alive, by `(freecad_version, occt_version)`.
     pub fn workers(&self, by_version: &BTreeMap<(String, String), u64>) {
-        const NAME: &str = "freecad_workers";
-        self.zero(NAME);
+        self.zero(&families::WORKERS);
         for ((freecad, occt), count) in by_version {
             let labels = [("freecad_version", freecad.as_str()), ("occt_version", occt.as_str())];
-            self.set(NAME, "Workers alive.", &labels, *count as f64);
+            self.set(&families::WORKERS, &labels, *count as f64);
         }
     }
 
     /// Sets what is open now; kinds that are not named are at zero.
     pub fn in_flight(&self, open: &[InFlight]) {
-        const COUNT: &str = "occt_operations_in_flight";
-        const OLDEST: &str = "occt_operation_oldest_seconds";
-        self.zero(COUNT);
-        self.zero(OLDEST);
+        self.zero(&families::IN_FLIGHT);
+        self.zero(&families::OLDEST);
         for kind in open {
             let labels = [
                 ("operation", kind.operation.as_str()),
                 ("freecad_version", kind.freecad_version.as_str()),
                 ("occt_version", kind.occt_version.as_str()),
             ];
-            self.set(COUNT, "Operations that have begun and not ended.", &labels, kind.count as f64);
+            self.set(&families::IN_FLIGHT, &labels, kind.count as f64);
             let oldest = Duration::from_nanos(kind.oldest_ns).as_secs_f64();
-            self.set(OLDEST, "Age of the oldest operation that has not ended.", &labels, oldest);
+            self.set(&families::OLDEST, &labels, oldest);
         }
     }
 
     /// Every family, sorted by name, its series by labels.
     #[must_use]
     pub fn families(&self, own: OwnUsage) -> Vec<model::MetricFamily> {
-        self.raise("process_cpu_seconds_total", "CPU time that the agent has used.", &[], own.cpu_seconds);
-        self.set(
-            "process_resident_memory_bytes",
-            "Resident memory of the agent.",
-            &[],
-            own.resident_bytes as f64,
-        );
-        self.set("cadscope_series", "Series held, the overflow series included.", &[], 0.0);
+        self.raise(&families::PROCESS_CPU, &[], own.cpu_seconds);
+        self.set(&families::PROCESS_RESIDENT, &[], own.resident_bytes as f64);
+        self.set(&families::SERIES, &[], 0.0);
         let mut state = lock(&self.state);
         let held = state
             .families
@@ -602,7 +639,7 @@ impl Metrics {
             .map(|family| family.series.len() + usize::from(family.overflow.is_some()))
             .sum::<usize>();
         if let Some(Series::Number(series)) =
-            state.families.get_mut("cadscope_series").and_then(|family| family.series.get(&Labels::new()))
+            state.families.get_mut(families::SERIES.name).and_then(|family| family.series.get(&Labels::new()))
         {
             series.set(held as f64);
         }
@@ -630,9 +667,6 @@ impl Metrics {
         exposition::encode(&self.families(own), format)
     }
 }
-
-const RECORDS_DROPPED: (&str, &str) =
-    ("cadscope_records_dropped_total", "Records and observations that the agent received and could not use.");
 
 fn seconds(operation: &Operation) -> f64 {
     Duration::from_nanos(operation.end_ns.saturating_sub(operation.start_ns)).as_secs_f64()
@@ -702,7 +736,7 @@ fn message(name: String, help: String, kind: Kind, series: Vec<(Labels, Series)>
     let r#type = match kind {
         Kind::Counter => model::MetricType::Counter,
         Kind::Gauge => model::MetricType::Gauge,
-        Kind::Durations | Kind::Counts => model::MetricType::Histogram,
+        Kind::Durations | Kind::Counts | Kind::Bytes => model::MetricType::Histogram,
     };
     let durations = series.iter().filter_map(|(_, series)| match series {
         Series::Durations(durations) => Some(Arc::clone(durations)),
@@ -757,6 +791,7 @@ impl Collector for Batch {
     }
 }
 
+pub mod families;
 pub mod workers;
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! Turns the running kernel's BTF into the offsets that the BPF programs read at.
 
+use std::path::Path;
+
 use btf_rs::{Btf, BtfType, Struct, Type};
 use cadscope_common::settings::{ABSENT, KernelOffsets};
 
@@ -31,12 +33,12 @@ pub struct KernelFacts {
     pub has_cheap_mmap_lock: bool,
 }
 
-/// Reads the BTF in `path` (`/sys/kernel/btf/vmlinux`).
+/// Reads the BTF in `path`.
 ///
 /// # Errors
 /// No BTF, or a member that this agent needs is missing.
-pub fn read(path: &str) -> Result<KernelFacts, OffsetError> {
-    let no_btf = |reason: String| OffsetError::NoBtf { path: path.to_owned(), reason };
+pub fn read(path: &Path) -> Result<KernelFacts, OffsetError> {
+    let no_btf = |reason: String| OffsetError::NoBtf { path: path.display().to_string(), reason };
     // Read whole first: read piecemeal it takes 250,000 seeks.
     let bytes = std::fs::read(path).map_err(|error| no_btf(error.to_string()))?;
     let btf = Btf::from_bytes(&bytes).map_err(|error| no_btf(error.to_string()))?;

@@ -6,11 +6,12 @@
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::path::Path;
 
 use super::bpf;
 
-/// Where the kernel tells the type of such events.
-const TYPE: &str = "/sys/bus/event_source/devices/uprobe/type";
+/// Where the kernel tells the type of such events, below sysfs.
+pub const TYPE: &str = "bus/event_source/devices/uprobe/type";
 const PERF_FLAG_FD_CLOEXEC: libc::c_ulong = 8;
 
 /// The head of `perf_event_attr`, up to the offset of a uprobe (Linux 4.17+).
@@ -44,16 +45,17 @@ struct PerfProbe {
 }
 
 impl PerfProbes {
-    /// Places a program at offsets of a file, each with its cookie.
+    /// Places a program at offsets of a file, each with its cookie; `sys` is the node's sysfs.
     ///
     /// # Errors
     /// The kernel's refusal; nothing stays behind then.
     pub fn place(
+        sys: &Path,
         program: BorrowedFd<'_>,
         path: &CStr,
         sites: impl Iterator<Item = (u64, u64)>,
     ) -> io::Result<Self> {
-        let event_type = std::fs::read_to_string(TYPE)?.trim().parse().map_err(io::Error::other)?;
+        let event_type = std::fs::read_to_string(sys.join(TYPE))?.trim().parse().map_err(io::Error::other)?;
         let mut placed = Self(Vec::new());
         for (offset, cookie) in sites {
             let event = open(event_type, path, offset)?;

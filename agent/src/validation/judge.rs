@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, SystemTime};
 
@@ -35,14 +36,8 @@ pub(super) struct Judge {
 }
 
 impl Judge {
-    pub(super) fn new(config: &ValidationConfig, say: Sender<Verdict>) -> Self {
-        Self {
-            most_bytes: config.most_bytes,
-            store: Store::open(Some(&config.state)),
-            say,
-            epoch: 0,
-            loaded: HashMap::new(),
-        }
+    pub(super) fn new(config: &ValidationConfig, store: Store, say: Sender<Verdict>) -> Self {
+        Self { most_bytes: config.most_bytes, store, say, epoch: 0, loaded: HashMap::new() }
     }
 
     pub(super) fn run(mut self, messages: &Receiver<Message>) {
@@ -98,7 +93,7 @@ impl Judge {
                     let (path, format) = (export.file.path.display(), &export.format);
                     info!(pid, program, job, %path, format, "an export differs from the earlier one of the same inputs");
                 }
-                Verdict::Compared(export.format.clone(), same)
+                Verdict::Compared { worker: Arc::clone(&export.worker), format: export.format.clone(), same }
             }
             Ok(None) => Verdict::Not("first"),
             Err(reason) => Verdict::Not(reason),

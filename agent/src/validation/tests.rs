@@ -19,7 +19,7 @@ impl Court {
     fn new(most_bytes: u64) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let config = ValidationConfig { most_bytes, state: folder.path().join("state") };
-        Self { validation: Validation::start(&config).unwrap(), folder }
+        Self { validation: Validation::start(&config, Store::open(&config.state)).unwrap(), folder }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -59,20 +59,32 @@ impl Court {
         self.validation.see(&operation, |_| {});
     }
 
-    fn export(&mut self, pid: u32, path: &Path, start: Option<&Arc<Start>>) -> Vec<Verdict> {
+    fn export(
+        &mut self,
+        pid: u32,
+        path: &Path,
+        start: Option<&Arc<Start>>,
+    ) -> Vec<Result<bool, &'static str>> {
         let operation = exported(pid, path, start);
         self.see(&operation)
     }
 
     /// The verdict, however it comes.
-    fn see(&mut self, operation: &Operation) -> Vec<Verdict> {
+    fn see(&mut self, operation: &Operation) -> Vec<Result<bool, &'static str>> {
         let mut verdicts = Vec::new();
         self.validation.see(operation, |verdict| verdicts.push(verdict));
         if verdicts.is_empty() && operation.outcome == Outcome::Ok {
             let limit = std::time::Duration::from_secs(20);
             verdicts.extend(self.validation.verdicts.recv_timeout(limit).ok());
         }
-        verdicts
+        let plain = verdicts.into_iter().map(|verdict| match verdict {
+            Verdict::Compared { format, same, .. } => {
+                assert_eq!(format, "STEP");
+                Ok(same)
+            }
+            Verdict::Not(reason) => Err(reason),
+        });
+        plain.collect()
     }
 }
 
@@ -100,12 +112,12 @@ fn step(time: &str, x: u32) -> String {
     format!("ISO-10303-21;HEADER;FILE_NAME('a','{time}');ENDSEC;DATA;#1=CARTESIAN_POINT('',({x}.));ENDSEC;")
 }
 
-fn compared(same: bool) -> Vec<Verdict> {
-    vec![Verdict::Compared("STEP".to_owned(), same)]
+fn compared(same: bool) -> Vec<Result<bool, &'static str>> {
+    vec![Ok(same)]
 }
 
-fn not(reason: &'static str) -> Vec<Verdict> {
-    vec![Verdict::Not(reason)]
+fn not(reason: &'static str) -> Vec<Result<bool, &'static str>> {
+    vec![Err(reason)]
 }
 
 #[test]

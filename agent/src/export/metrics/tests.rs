@@ -5,6 +5,7 @@ use prost::Message;
 
 use super::*;
 use crate::catalog::Label;
+use crate::memory::Memory;
 use crate::operation::Outcome;
 use crate::samples;
 
@@ -183,7 +184,7 @@ fn too_many_label_values_end_in_the_overflow_series() {
     assert_eq!(rows.len(), 4);
     assert_eq!(rows[0], ("class=C0 freecad_version=1.0.2 occt_version=7.8.1 ".to_owned(), 2));
     assert_eq!(rows[3], ("class=overflow freecad_version=overflow occt_version=overflow ".to_owned(), 14));
-    let dropped = &find(&families, SERIES_DROPPED).metric[0];
+    let dropped = &find(&families, families::SERIES_DROPPED.name).metric[0];
     assert_eq!(
         (labels(dropped), dropped.counter.as_ref().unwrap().value),
         ("family=x_seconds ".to_owned(), 7.0)
@@ -323,5 +324,33 @@ proptest! {
         prop_assert!(buckets.windows(2).all(|pair| pair[0].0 < pair[1].0));
         let counted = buckets.iter().map(|(_, count)| u64::try_from(*count).unwrap()).sum::<u64>();
         prop_assert_eq!(counted + histogram.zero_count, exponents.len() as u64);
+    }
+}
+
+#[test]
+fn memory_and_exceptions_of_operations_are_counted_by_their_name() {
+    let metrics = metrics();
+    let (probe, worker) = (Arc::new(samples::boolean()), samples::worker(7, "freecadcmd"));
+    let mut operation = samples::operation(&probe, &worker, 0.0, 200.0);
+    operation.values = [samples::int("operation", 2)].into();
+    metrics.record(&operation, false);
+    assert!(
+        !text(&metrics, Format::Text).contains("occt_operation_memory_bytes"),
+        "memory that was not read"
+    );
+    let (entry_bytes, peak_bytes) = (1 << 20, (1 << 20) + (3 << 30));
+    operation.memory = Some(Memory { entry_bytes, exit_bytes: None, peak_bytes });
+    operation.outcome = Outcome::Exception;
+    operation.exception = Some("Standard_ConstructionError".into());
+    metrics.record(&operation, false);
+    metrics.record(&operation, true);
+    let page = text(&metrics, Format::Text);
+    let versions = r#"freecad_version="1.0.2",occt_version="7.8.1",operation="cut""#;
+    for line in [
+        format!("occt_operation_memory_bytes_bucket{{{versions},le=\"2147483648\"}} 0"),
+        format!("occt_operation_memory_bytes_bucket{{{versions},le=\"4294967296\"}} 1"),
+        format!("occt_exceptions_total{{exception=\"Standard_ConstructionError\",{versions}}} 1"),
+    ] {
+        assert!(page.contains(&line), "no {line} in\n{page}");
     }
 }

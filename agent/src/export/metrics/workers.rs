@@ -6,15 +6,11 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
-use super::{Kind, Labels, Metrics, Series, lock, tidy};
+use super::families::{self, Family};
+use super::{Labels, Metrics, Series, lock, tidy};
 use crate::ending::{End, OutOfMemory, signal_name};
 use crate::flow::Step;
 use crate::operation::Worker;
-
-const CPU: &str = "freecad_worker_cpu_seconds_total";
-const RESIDENT: &str = "freecad_worker_resident_memory_bytes";
-const PEAK: &str = "freecad_worker_peak_memory_bytes";
-const ACTIVE: &str = "model_generation_active";
 
 /// What some workers of the same labels use together.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -59,8 +55,7 @@ impl Metrics {
     pub fn flow(&self, step: &Step<'_>) {
         match step {
             Step::Started(worker) => {
-                let help = "Workers that started, each one flow.";
-                self.add("model_generation_started_total", help, &flow_labels(worker), 1.0);
+                self.add(&families::FLOWS_STARTED, &flow_labels(worker), 1.0);
             }
             Step::Stage(worker, stage, duration) => {
                 let labels = [
@@ -75,8 +70,7 @@ impl Metrics {
     }
 
     fn stage(&self, labels: &[(&str, &str)], duration: Duration) {
-        let help = "Stages of flows: from exec to the first operation, then the outermost operations.";
-        self.own(Kind::Durations, "model_generation_stage_duration_seconds", help, labels, |series| {
+        self.own(&families::FLOW_STAGES, labels, |series| {
             if let Series::Durations(durations) = series {
                 durations.observe(duration.as_secs_f64(), None);
             }
@@ -87,8 +81,7 @@ impl Metrics {
         if let Some(status) = end.how.status() {
             let mut labels = flow_labels(worker);
             labels.push(("status", status));
-            let help = "Workers that ended, by what happened to them; not by their exit status alone.";
-            self.add("model_generation_completed_total", help, &labels, 1.0);
+            self.add(&families::FLOWS_COMPLETED, &labels, 1.0);
         } else {
             self.worker_missed("end_unseen");
         }
@@ -96,7 +89,7 @@ impl Metrics {
             let signal = signal_name(end.signal);
             let mut labels = versions(worker);
             labels.extend([("reason", reason), ("signal", signal.as_str())]);
-            self.add("freecad_worker_exits_total", "Workers that exited.", &labels, 1.0);
+            self.add(&families::WORKER_EXITS, &labels, 1.0);
         }
     }
 
@@ -106,56 +99,53 @@ impl Metrics {
         let mut labels: Vec<(&str, &str)> =
             labels.0.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         labels.push(("operation", operation));
-        let help = "Workers that the kernel killed because memory ran out, by the operation they were in.";
-        self.add("freecad_worker_oom_kills_total", help, &labels, 1.0);
+        self.add(&families::WORKER_OOM_KILLS, &labels, 1.0);
     }
 
     /// Adds CPU time of workers.
     pub fn worker_cpu(&self, labels: &WorkerLabels, time: Duration) {
         let labels: Vec<(&str, &str)> =
             labels.0.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-        self.add(CPU, "CPU time of workers.", &labels, time.as_secs_f64());
+        self.add(&families::WORKER_CPU, &labels, time.as_secs_f64());
     }
 
     /// Sets what workers use now; labels that are not named have no worker.
     pub fn worker_memory(&self, used: &HashMap<WorkerLabels, Used>) {
-        self.clear(RESIDENT);
-        self.clear(PEAK);
+        self.clear(&families::WORKER_RESIDENT);
+        self.clear(&families::WORKER_PEAK);
         for (labels, used) in used {
             let labels: Vec<(&str, &str)> =
                 labels.0.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-            let help = "Resident memory of workers, all together.";
-            self.set(RESIDENT, help, &labels, used.resident_bytes as f64);
-            let help = "The most memory that one of the workers alive ever had resident.";
-            self.set(PEAK, help, &labels, used.peak_bytes as f64);
+            self.set(&families::WORKER_RESIDENT, &labels, used.resident_bytes as f64);
+            self.set(&families::WORKER_PEAK, &labels, used.peak_bytes as f64);
         }
     }
 
     /// Forgets the CPU time of labels that no worker has had for long.
     pub fn forget_cpu(&self, kept: &HashSet<WorkerLabels>) {
         let mut state = lock(&self.state);
-        if let Some(family) = state.families.get_mut(CPU) {
+        if let Some(family) = state.families.get_mut(families::WORKER_CPU.name) {
             family.series.retain(|labels, _| kept.iter().any(|kept| kept.0 == *labels));
         }
     }
 
     /// Sets the flows that run, by (flow type, FreeCAD's version, OCCT's version).
     pub fn flows_active(&self, active: &BTreeMap<(String, String, String), u64>) {
-        self.zero(ACTIVE);
+        self.zero(&families::FLOWS_ACTIVE);
         for ((flow_type, freecad, occt), count) in active {
             let labels = [
                 ("flow_type", flow_type.as_str()),
                 ("freecad_version", freecad.as_str()),
                 ("occt_version", occt.as_str()),
             ];
-            self.set(ACTIVE, "Flows that run.", &labels, *count as f64);
+            self.set(&families::FLOWS_ACTIVE, &labels, *count as f64);
         }
     }
 
     /// Removes every series of a gauge.
-    fn clear(&self, name: &str) {
+    fn clear(&self, gauge: &Family) {
         let mut state = lock(&self.state);
-        if let Some(family) = state.families.get_mut(name) {
+        if let Some(family) = state.families.get_mut(gauge.name) {
             family.series.clear();
             family.overflow = None;
         }

@@ -1,0 +1,206 @@
+//! Promise: the Helm chart and the plain manifests are valid for every Kubernetes from 1.25 on, ask for no more rights
+//! than were measured to be needed, and say the same.
+//!
+//! `CADSCOPE_WRITE=1` writes deploy/kustomize/base/cadscope.yaml instead of comparing it; `cargo xtask docs` does that.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use cadscope_tests::chart::{
+    APPARMOR_FIELD, KUBERNETES, chart, deploy, helm, kustomize, objects, render, validate, value_sets,
+};
+use cadscope_tests::node::{cadscope, scratch};
+use cadscope_tests::run::run;
+use serde_json::{Value, json};
+
+/// What `helm template` is told of a set of values.
+fn arguments(set: Option<&PathBuf>) -> Vec<&OsStr> {
+    set.iter().flat_map(|file| [OsStr::new("--values"), file.as_os_str()]).collect()
+}
+
+#[test]
+fn every_set_of_values_makes_valid_objects_for_every_kubernetes() -> Result<()> {
+    let folder = scratch()?;
+    for kubernetes in KUBERNETES {
+        let mut files = Vec::new();
+        for (number, set) in value_sets()?.iter().enumerate() {
+            let file = folder.path().join(format!("{kubernetes}-{number}.yaml"));
+            fs::write(&file, render(kubernetes, &arguments(set.as_ref()))?)?;
+            files.push(file);
+        }
+        validate(kubernetes, &files)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn helm_lint_has_nothing_to_say() -> Result<()> {
+    for set in value_sets()? {
+        let chart = chart();
+        let mut line = vec![OsStr::new("lint"), OsStr::new("--strict"), chart.as_os_str()];
+        line.extend(arguments(set.as_ref()));
+        let ended = helm(&line)?;
+        ensure!(ended.code == 0, "{set:?}: {}{}", ended.stdout, ended.stderr);
+    }
+    Ok(())
+}
+
+/// The pod that a DaemonSet makes, and its one container.
+fn pod(manifests: &str) -> Result<(Value, Value)> {
+    let all = objects(manifests)?;
+    let mut sets = all.iter().filter(|object| object.get("kind").is_some_and(|kind| kind == "DaemonSet"));
+    let (Some(set), None) = (sets.next(), sets.next()) else { bail!("not one DaemonSet:\n{manifests}") };
+    let pod = set.pointer("/spec/template/spec").context("no pod")?;
+    let containers = pod.get("containers").and_then(Value::as_array).context("no containers")?;
+    let [container] = containers.as_slice() else { bail!("{} containers", containers.len()) };
+    Ok((pod.clone(), container.clone()))
+}
+
+/// What the agent may do is what it was measured to need (`privileges.rs` runs it with exactly this).
+#[test]
+fn the_agent_has_the_measured_capabilities_and_nothing_else() -> Result<()> {
+    for set in value_sets()? {
+        let old_kernel = set.as_ref().is_some_and(|file| file.ends_with("old-kernel.yaml"));
+        let mut expected: Vec<&str> = cadscope_tests::privileges::CAPABILITIES.to_vec();
+        expected.extend(old_kernel.then_some("SYS_ADMIN"));
+        for kubernetes in [KUBERNETES[0], KUBERNETES[KUBERNETES.len() - 1]] {
+            let (pod, container) = pod(&render(kubernetes, &arguments(set.as_ref()))?)?;
+            let rights = &container["securityContext"];
+            assert_eq!(rights["capabilities"], json!({ "drop": ["ALL"], "add": expected }), "{set:?}");
+            assert_eq!(rights["privileged"], json!(false));
+            assert_eq!(rights["allowPrivilegeEscalation"], json!(false));
+            assert_eq!(rights["readOnlyRootFilesystem"], json!(true));
+            assert_eq!(pod["automountServiceAccountToken"], json!(false));
+            assert_eq!((&pod["hostPID"], &pod["hostNetwork"]), (&json!(true), &json!(false)));
+            assert!(pod["securityContext"]["seccompProfile"]["type"] != "Unconfined");
+            for volume in pod["volumes"].as_array().into_iter().flatten() {
+                assert!(volume.get("hostPath").is_none(), "{volume}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn values_that_cannot_be_meant_are_refused() -> Result<()> {
+    for (wrong, named) in [
+        ("imagee.tag=x", "imagee"),
+        ("port=80", "port"),
+        ("security.privileged=true", "privileged"),
+        ("log.format=xml", "format"),
+        ("otlp.endpoint=collector:4317", "endpoint"),
+        ("image.digest=sha256:1", "digest"),
+        ("catalogs.gears=x", "gears"),
+        ("metrics.podMonitor.interval=soon", "interval"),
+    ] {
+        let error = render(KUBERNETES[12], &["--set".as_ref(), wrong.as_ref()]);
+        let message = error.err().with_context(|| format!("{wrong} is not refused"))?.to_string();
+        ensure!(message.contains(named), "{wrong}: {message}");
+    }
+    Ok(())
+}
+
+/// The agent reads what the chart writes for it.
+#[test]
+fn the_agent_understands_its_arguments_and_files() -> Result<()> {
+    let set = chart().join("ci/everything.yaml");
+    let manifests = render(KUBERNETES[12], &arguments(Some(&set)))?;
+    let folder = scratch()?;
+    let all = objects(&manifests)?;
+    let files = all
+        .iter()
+        .find(|object| object["kind"] == "ConfigMap" && object["data"]["cadscope.toml"].is_string());
+    for (name, text) in files.context("no ConfigMap")?["data"].as_object().context("no data")? {
+        fs::write(folder.path().join(name), text.as_str().context("no text")?)?;
+    }
+    let (_, container) = pod(&manifests)?;
+    let own = format!("{}/", folder.path().display());
+    let arguments: Vec<String> = container["args"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|argument| Some(argument.as_str()?.replace("/etc/cadscope/", &own)))
+        .collect();
+    // Flags are looked at in their order, and the last one is wrong: those before it are right.
+    let mut command = Command::new(cadscope()?);
+    let ended = run(command.args(&arguments).arg("--attach=nonsense"), Duration::from_secs(20))?;
+    ensure!(ended.code == 2 && ended.stderr.contains("nonsense"), "{arguments:?}: {ended:?}");
+    let mut command = Command::new(cadscope()?);
+    command.args(["probes", "--catalog"]).arg(folder.path().join("gears.toml"));
+    command.arg("--config").arg(folder.path().join("cadscope.toml")).arg("/bin/true");
+    let ended = run(&mut command, Duration::from_secs(60))?;
+    // 1: it has no probes, which is another matter.
+    ensure!(ended.code == 1 && ended.stdout.contains("gear_build_seconds"), "{}", ended.stderr);
+    Ok(())
+}
+
+#[test]
+fn a_changed_configuration_starts_the_agents_anew() -> Result<()> {
+    let checksum = |config: &str| -> Result<String> {
+        let set = format!("config=linger = {config}");
+        let manifests = render(KUBERNETES[12], &["--set".as_ref(), set.as_ref()])?;
+        let line = manifests.lines().find(|line| line.contains("checksum/config")).context("no checksum")?;
+        Ok(line.to_owned())
+    };
+    assert_ne!(checksum("1")?, checksum("2")?);
+    Ok(())
+}
+
+/// Lines that only make sense where Helm manages the objects.
+fn is_plain(line: &&str) -> bool {
+    !["# Source: ", "helm.sh/chart: ", "app.kubernetes.io/managed-by: "]
+        .iter()
+        .any(|helm| line.trim_start().starts_with(helm))
+}
+
+#[test]
+fn the_plain_manifests_are_the_chart_with_its_defaults() -> Result<()> {
+    let file = deploy().join("kustomize/base/cadscope.yaml");
+    let rendered = render(APPARMOR_FIELD, &[])?;
+    let lines: Vec<&str> = rendered.lines().filter(is_plain).collect();
+    let text = format!("# Made from deploy/chart by `cargo xtask docs`.\n{}\n", lines.join("\n"));
+    if std::env::var_os("CADSCOPE_WRITE").is_some() {
+        fs::write(&file, &text)?;
+    }
+    let there = fs::read_to_string(&file).unwrap_or_default();
+    ensure!(there == text, "{} is not what the chart makes: run `cargo xtask docs`", file.display());
+    Ok(())
+}
+
+#[test]
+fn the_plain_manifests_are_valid_with_each_component() -> Result<()> {
+    let folder = scratch()?;
+    let base = deploy().join("kustomize/base").canonicalize()?;
+    let mut names: Vec<PathBuf> = Vec::new();
+    for entry in fs::read_dir(deploy().join("kustomize/components"))? {
+        names.push(entry?.path().canonicalize()?);
+    }
+    ensure!(!names.is_empty(), "no components");
+    // A component for each, and all together; the folder lies beside them, as kustomize wants it.
+    for (number, components) in names.iter().map(|name| vec![name.clone()]).chain([names.clone()]).enumerate()
+    {
+        let overlay = folder.path().join(number.to_string());
+        fs::create_dir(&overlay)?;
+        let up = "../".repeat(overlay.components().count());
+        let relative = |path: &PathBuf| format!("{up}{}", path.display().to_string().trim_start_matches('/'));
+        let components: Vec<String> = components.iter().map(&relative).collect();
+        let text = json!({ "resources": [relative(&base)], "components": components });
+        fs::write(overlay.join("kustomization.yaml"), text.to_string())?;
+        let file = folder.path().join(format!("{number}.yaml"));
+        let manifests = kustomize(&overlay)?;
+        let old = components.iter().any(|path| path.ends_with("kubernetes-before-1.30"));
+        ensure!(manifests.contains("appArmorProfile:") != old, "the AppArmor profile of {components:?}");
+        fs::write(&file, manifests)?;
+        validate(if old { KUBERNETES[0] } else { APPARMOR_FIELD }, &[file])?;
+    }
+    let (_, container) = pod(&kustomize(&base)?)?;
+    assert_eq!(
+        container["securityContext"]["capabilities"]["add"],
+        json!(cadscope_tests::privileges::CAPABILITIES)
+    );
+    Ok(())
+}
