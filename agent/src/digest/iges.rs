@@ -21,7 +21,6 @@ pub(super) fn read(reader: &mut impl BufRead, sink: &mut Sink) -> io::Result<()>
         match (line.get(COLUMNS), text) {
             (Some(b'G'), Some(text)) if is_whole && global.len() < GLOBAL_BYTES => {
                 global.extend_from_slice(text);
-                return;
             }
             // `S      1G      4D    194P     98`: the global section is as long as its names are.
             (Some(b'T'), Some(text)) => {
