@@ -298,6 +298,10 @@ impl Observer {
             Ok(Seen::Runtime) => {
                 if self.workers.contains(mapping.pid) {
                     self.hold(mapping, say);
+                } else if self.workers.was_worker(mapping.pid) {
+                    self.hold_for_the_next(mapping, say);
+                } else {
+                    self.workers.maps_runtime(mapping);
                 }
             }
             // Executable files that are not ELF files of this machine are none of our business.
@@ -313,6 +317,12 @@ impl Observer {
         }
     }
 
+    /// Places the probes of a file that a worker mapped which is gone: the next of its kind finds them.
+    fn hold_for_the_next(&mut self, mapping: &Mapping, say: &mut dyn FnMut(Observation)) {
+        self.hold(mapping, say);
+        self.attacher.release(mapping.pid, now_ns());
+    }
+
     /// Makes a process a worker, with everything it maps already; also one that is gone by now.
     fn enlist(&mut self, pid: u32, say: &mut dyn FnMut(Observation)) {
         let now = now_ns();
@@ -326,6 +336,9 @@ impl Observer {
         if let Some(life) = &gone {
             self.kernel.remove_worker(pid);
             if self.workers.has_ended(pid, life.at_ns) {
+                for mapping in self.workers.runtimes_of(pid) {
+                    self.hold(&mapping, say);
+                }
                 self.attacher.release(pid, now);
                 self.written.release(pid);
                 return;
@@ -338,6 +351,9 @@ impl Observer {
         let live = self.workers.enter(worker, executed.unwrap_or(now));
         say(Observation::Started(Arc::clone(&live.worker)));
         self.written.hold(pid, executed);
+        for mapping in self.workers.runtimes_of(pid) {
+            self.hold(&mapping, say);
+        }
         for mapping in discover::mappings_of(&self.proc, pid) {
             self.see(&mapping, say);
         }
@@ -465,6 +481,9 @@ impl Observer {
             self.written.hold(process.pid, executed);
             // A refusal shows when the process ends without notice: the review finds it.
             let _ = self.kernel.add_worker(process);
+            for mapping in self.workers.runtimes_of(process.pid) {
+                self.hold(&mapping, say);
+            }
         }
         let Some(live) = self.workers.get_mut(process.pid) else { return Arc::default() };
         announce(live, say);

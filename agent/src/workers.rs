@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use cadscope_common::record::ProcessKey;
 
+use crate::discover::Mapping;
 use crate::ending::OutOfMemory;
 use crate::memory::Peaks;
 use crate::operation::{Operation, Outcome, Worker};
@@ -22,6 +23,10 @@ pub use self::targets::Targets;
 const MAX_PROGRAMS: usize = 65_536;
 /// Ends that are remembered, so that what is learnt late of a process does not revive it.
 const MAX_ENDED: usize = 16_384;
+/// Processes that are no workers and whose runtimes are remembered.
+const MAX_BYSTANDERS: usize = 4096;
+/// Runtimes of one such process.
+const MAX_RUNTIMES: usize = 16;
 /// How long a fork is taken to be on the way to another program, in nanoseconds.
 const FORK_NS: u64 = 1_000_000_000;
 /// Threads of a dying worker whose operations are remembered.
@@ -69,6 +74,8 @@ pub struct Workers {
     programs: HashMap<u32, Option<String>>,
     /// Process → when it ended.
     ended: HashMap<u32, u64>,
+    /// Process that is no worker yet → the runtimes that it maps.
+    runtimes: HashMap<u32, Vec<Mapping>>,
 }
 
 impl Workers {
@@ -78,6 +85,29 @@ impl Workers {
             self.programs.clear();
         }
         self.programs.insert(pid, None);
+        self.runtimes.remove(&pid);
+    }
+
+    /// Notes a runtime that a process maps which is no worker; it may turn out to be one when it is gone.
+    pub fn maps_runtime(&mut self, mapping: &Mapping) {
+        if self.runtimes.len() >= MAX_BYSTANDERS && !self.runtimes.contains_key(&mapping.pid) {
+            self.runtimes.clear();
+        }
+        let known = self.runtimes.entry(mapping.pid).or_default();
+        if known.len() < MAX_RUNTIMES && known.iter().all(|other| other.file != mapping.file) {
+            known.push(mapping.clone());
+        }
+    }
+
+    /// The runtimes that a process mapped before it was recognised. Told once.
+    pub fn runtimes_of(&mut self, pid: u32) -> Vec<Mapping> {
+        self.runtimes.remove(&pid).unwrap_or_default()
+    }
+
+    /// Whether a process that is none now was a worker: what is learnt of it late is of a worker.
+    #[must_use]
+    pub fn was_worker(&self, pid: u32) -> bool {
+        self.ended.contains_key(&pid) && !self.contains(pid)
     }
 
     /// Notes what a process maps: the first file after exec is its program.
@@ -244,6 +274,30 @@ mod tests {
             occt_version: "7.6.3".to_owned(),
             ..Worker::default()
         }
+    }
+
+    #[test]
+    fn runtimes_of_a_process_are_told_when_it_turns_out_to_be_a_worker_and_forgotten_when_it_executes() {
+        let runtime = |pid, inode| Mapping {
+            pid,
+            file: crate::discover::FileId { major: 8, minor: 1, inode, changed_ns: 0 },
+            start: 0,
+            end: 4096,
+            offset: 0,
+            path: "/lib/libstdc++.so.6".to_owned(),
+        };
+        let mut workers = Workers::default();
+        for mapping in [runtime(7, 1), runtime(7, 2), runtime(7, 1), runtime(8, 1)] {
+            workers.maps_runtime(&mapping);
+        }
+        assert_eq!(workers.runtimes_of(7), [runtime(7, 1), runtime(7, 2)]);
+        assert!(workers.runtimes_of(7).is_empty());
+        workers.executed(8);
+        assert!(workers.runtimes_of(8).is_empty());
+        for pid in 0..10_000 {
+            workers.maps_runtime(&runtime(pid, 1));
+        }
+        assert!(workers.runtimes.len() <= MAX_BYSTANDERS);
     }
 
     #[test]

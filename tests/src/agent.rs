@@ -147,13 +147,49 @@ impl Agent {
         Metrics::read(&body)
     }
 
+    fn files(&self) -> Result<Vec<serde_json::Value>> {
+        let status: serde_json::Value = serde_json::from_str(&self.get("/status")?.1)?;
+        Ok(status.get("files").and_then(|files| files.as_array()).context("no files in /status")?.clone())
+    }
+
+    /// Whether it has probes in place in each of these files, told by a part of their path.
+    ///
+    /// # Errors
+    /// It does not answer, or not with the JSON that it should.
+    pub fn has_probed(&self, paths: &[&str]) -> Result<bool> {
+        let files = self.files()?;
+        let probed =
+            |file: &&serde_json::Value| file.get("attached").is_some_and(|attached| attached == true);
+        let probed: Vec<&str> =
+            files.iter().filter(probed).filter_map(|file| file.get("path")?.as_str()).collect();
+        Ok(paths.iter().all(|path| probed.iter().any(|probed| probed.contains(path))))
+    }
+
+    /// Calls `job` until it has probes in place in each of these files.
+    ///
+    /// # Errors
+    /// It has not within a minute; with what it said.
+    pub fn learn(&self, paths: &[&str], mut job: impl FnMut() -> Result<()>) -> Result<()> {
+        let until = std::time::Instant::now() + Duration::from_secs(60);
+        while !self.has_probed(paths)? {
+            ensure!(
+                std::time::Instant::now() < until,
+                "not all of {paths:?} are probed: {}\nagent:\n{}",
+                self.get("/status")?.1,
+                self.log()
+            );
+            job()?;
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        Ok(())
+    }
+
     /// Ids of the probes that `/status` says are left out.
     ///
     /// # Errors
     /// It does not answer, or not with the JSON that it should.
     pub fn skipped(&self) -> Result<Vec<String>> {
-        let status: serde_json::Value = serde_json::from_str(&self.get("/status")?.1)?;
-        let files = status.get("files").and_then(|files| files.as_array()).context("no files in /status")?;
+        let files = self.files()?;
         let probes = files.iter().filter_map(|file| file.get("probes")?.as_array()).flatten();
         let skipped = probes.filter(|probe| probe.get("state").is_some_and(|state| state == "skipped"));
         Ok(skipped.filter_map(|probe| Some(probe.get("id")?.as_str()?.to_owned())).collect())
@@ -174,12 +210,20 @@ impl Agent {
         }
     }
 
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill(Pid::from_raw(i32::try_from(self.child.id())?), signal)?)
+    }
+
     /// Sends a signal and waits for its end.
     ///
     /// # Errors
     /// It does not end.
     pub fn end(&mut self, signal: Signal) -> Result<i32> {
-        kill(Pid::from_raw(i32::try_from(self.child.id())?), signal)?;
+        self.signal(signal)?;
         let status = run::wait(&mut self.child, Duration::from_secs(20))?;
         Ok(run::shell_code(status))
     }

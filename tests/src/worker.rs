@@ -118,11 +118,24 @@ impl Worker {
     /// # Errors
     /// As [`run`](Self::run).
     pub fn run_settled(&self, scenarios: &[&str], settle: Duration) -> Result<(Ended, Vec<Call>)> {
+        self.run_with(scenarios, settle, &[])
+    }
+
+    /// The same with more in its environment.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub fn run_with(
+        &self,
+        scenarios: &[&str],
+        settle: Duration,
+        environment: &[(&str, &Path)],
+    ) -> Result<(Ended, Vec<Call>)> {
         let folder = crate::node::scratch()?;
         let file = folder.path().join("record");
         let mut command = Command::new(&self.program);
         command.args(scenarios).env("TORTURE_RECORD", &file);
-        command.env("TORTURE_SETTLE_MS", settle.as_millis().to_string());
+        command.env("TORTURE_SETTLE_MS", settle.as_millis().to_string()).envs(environment.iter().copied());
         let ended = run(&mut command, Duration::from_secs(60))?;
         Ok((ended, record::read(&file)?))
     }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -12,6 +12,7 @@ use cadscope_tests::node::{require_root, scratch};
 use cadscope_tests::residue;
 use cadscope_tests::run::{self, Running};
 use cadscope_tests::worker::{self, Worker};
+use nix::sys::signal::Signal;
 
 const BOOLEANS: &str = "occt_boolean_duration_seconds_count";
 
@@ -74,8 +75,10 @@ fn fifty_short_jobs_from_a_known_image_are_all_observed() -> Result<()> {
     let _node = require_root()?;
     let agent = Agent::start::<&str>(&[])?;
     let job = Job::new("short.py")?;
-    job.run(Duration::from_secs(30))?;
-    std::thread::sleep(Duration::from_secs(2));
+    agent.learn(&["/libTKBO.", "/libTKBool.", "/libFreeCADApp.", "/libstdc++"], || {
+        job.run(Duration::from_secs(30)).map(drop)
+    })?;
+    std::thread::sleep(Duration::from_secs(1));
     let start = agent.metrics()?.sum(BOOLEANS, &[]);
     let begin = Instant::now();
     for _ in 0..50 {
@@ -143,6 +146,64 @@ fn probes_of_a_file_that_nobody_maps_any_more_are_taken_away() -> Result<()> {
     run::until("the deleted file leaves /status", Duration::from_secs(40), || {
         agent.get("/status").ok().filter(|(_, body)| !body.contains(&name)).map(|_| ())
     })
+}
+
+/// Copies of the C++ runtimes that programs of this compiler use, in a folder.
+fn copy_runtimes(folder: &Path) -> Result<[std::path::PathBuf; 2]> {
+    let compiler = cadscope_tests::node::tool("g++", "g++")?;
+    let copy = |name: &str| {
+        let argument = format!("-print-file-name={name}");
+        let said = run::run(Command::new(&compiler).arg(argument), Duration::from_secs(10))?;
+        let to = folder.join(name);
+        fs::copy(said.stdout.trim(), &to).with_context(|| format!("{name}: {said:?}"))?;
+        Ok::<_, anyhow::Error>(to)
+    };
+    Ok([copy("libstdc++.so.6")?, copy("libgcc_s.so.1")?])
+}
+
+/// How its calls ended is known from the runtimes' probes: missed, an exception would be taken for something else.
+#[test]
+fn a_job_that_is_over_before_it_is_looked_at_makes_its_runtimes_known_to_the_next() -> Result<()> {
+    let _node = require_root()?;
+    let built = worker::build("o2")?;
+    let folder = scratch()?;
+    let program = folder.path().join("torture");
+    fs::copy(&built.program, &program)?;
+    let worker = Worker { program, ..built };
+    let runtimes = folder.path().join("runtimes");
+    fs::create_dir(&runtimes)?;
+    let copies = copy_runtimes(&runtimes)?;
+    let agent = Agent::start(&["--catalog".as_ref(), worker.catalog.as_os_str()])?;
+    // Somebody else maps them, so that the agent knows what they are.
+    let preload = copies.each_ref().map(|copy| copy.to_string_lossy().into_owned()).join(":");
+    let bystander = Running(Command::new("sleep").arg("300").env("LD_PRELOAD", preload).spawn()?);
+    worker.run_settled(&["returns"], Duration::from_secs(10))?;
+    agent.learn(&[&worker.program.to_string_lossy()], || worker.run(&["returns"]).map(drop))?;
+    run::until("the runtimes are known", Duration::from_secs(20), || {
+        let status = agent.get("/status").ok()?.1;
+        copies.iter().all(|copy| status.contains(&*copy.to_string_lossy())).then_some(())
+    })?;
+    let paths = copies.each_ref().map(|copy| copy.to_string_lossy().into_owned());
+    let paths = paths.each_ref().map(String::as_str);
+    ensure!(!agent.has_probed(&paths[..1])?, "nobody who is a worker maps them yet");
+
+    let environment = [("LD_LIBRARY_PATH", runtimes.as_path())];
+    agent.signal(Signal::SIGSTOP)?;
+    let over = worker.run_with(&["returns"], Duration::ZERO, &environment);
+    agent.signal(Signal::SIGCONT)?;
+    over?;
+    agent.learn(&paths, || Ok(()))?;
+
+    let calls = "torture_call_duration_seconds_count";
+    let scenarios = ["throw_frames", "translate", "rethrow"];
+    let before = agent.metrics()?.sum(calls, &[("status", "exception")]);
+    let (_, made) = worker.run_with(&scenarios, Duration::ZERO, &environment)?;
+    let left = made.iter().filter(|call| call.outcome() == "exception").count() as f64;
+    let exceptions = |m: &cadscope_tests::metrics::Metrics| m.sum(calls, &[("status", "exception")]) - before;
+    let counted = exceptions(&agent.metrics_when(Duration::from_secs(10), |m| exceptions(m) >= left)?);
+    ensure!(counted == left && left > 0.0, "{left} calls left by exceptions, {counted} counted");
+    drop(bystander);
+    Ok(())
 }
 
 /// Probes of the old contents would lie inside instructions of the new ones.

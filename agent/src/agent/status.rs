@@ -102,7 +102,8 @@ impl Files {
             }
         });
         let probes = probes.collect();
-        self.files.push(FileStatus { path: file.path.clone(), inode, workers: file.workers.len(), probes });
+        let (path, workers) = (file.path.clone(), file.workers.len());
+        self.files.push(FileStatus { path, inode, workers, attached: file.is_attached(), probes });
     }
 }
 

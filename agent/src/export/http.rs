@@ -189,6 +189,8 @@ pub struct FileStatus {
     pub inode: String,
     /// Workers that map it.
     pub workers: usize,
+    /// Its probes, those for exceptions and jumps too, are in place.
+    pub attached: bool,
     /// What the catalogue has for it.
     pub probes: Vec<ProbeStatus>,
 }
@@ -455,6 +457,7 @@ mod tests {
                 path: "/usr/lib/libTKBO.so.7.8".to_owned(),
                 inode: "8:1:42".to_owned(),
                 workers: 1,
+                attached: true,
                 probes: vec![
                     ProbeStatus {
                         id: "bool.api_build".to_owned(),
@@ -475,7 +478,7 @@ mod tests {
         });
         assert_eq!(
             serde_json::to_string(&shared.status()).unwrap(),
-            r#"{"version":"0.1.0","ready":false,"kernel":{"mode":"uprobe_multi"},"workers":[],"files":[{"path":"/usr/lib/libTKBO.so.7.8","inode":"8:1:42","workers":1,"probes":[{"id":"bool.api_build","state":"attached","entry":4660,"exits":3},{"id":"bool.other","state":"skipped","reason":"no such symbol","exits":0}]}],"losses":{"ring_full":2}}"#
+            r#"{"version":"0.1.0","ready":false,"kernel":{"mode":"uprobe_multi"},"workers":[],"files":[{"path":"/usr/lib/libTKBO.so.7.8","inode":"8:1:42","workers":1,"attached":true,"probes":[{"id":"bool.api_build","state":"attached","entry":4660,"exits":3},{"id":"bool.other","state":"skipped","reason":"no such symbol","exits":0}]}],"losses":{"ring_full":2}}"#
         );
     }
 
