@@ -85,16 +85,16 @@ pub(crate) const BUILDS: &[Build] = &[
     },
     Build { name: "otelcol", everyday: true, source: Source::Collector("sid") },
     // Of the versions that the wheels have.
+    Build { name: "published", everyday: true, source: Source::Sources(&["build123d==0.13.0"]) },
     Build {
-        name: "published",
-        everyday: true,
+        name: "published-older",
+        everyday: false,
         source: Source::Sources(&[
             "cadquery==2.5.2",
             "cadquery==2.7.0",
             "cadquery==2.8.0",
             "build123d==0.8.0",
             "build123d==0.10.0",
-            "build123d==0.13.0",
         ]),
     },
     Build {
