@@ -32,12 +32,14 @@ mod agent_url;
 const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9777);
 
 /// Keys of the configuration file.
-pub const FILE_KEYS: [&str; 25] = [
+pub const FILE_KEYS: [&str; 28] = [
     "ai_latency",
     "ai_provider",
     "attach",
     "catalog",
     "count_above",
+    "export_bytes",
+    "export_validation",
     "flow",
     "flow_type_env",
     "job_id_env",
@@ -56,6 +58,7 @@ pub const FILE_KEYS: [&str; 25] = [
     "request_id_env",
     "source_samples",
     "source_threshold",
+    "state",
     "sys",
     "trace_ratio",
 ];
@@ -238,6 +241,17 @@ enum CommandArgs {
         /// [env: CADSCOPE_AI_LATENCY] [default: false]
         #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
         ai_latency: Option<bool>,
+        /// Whether exported files are digested and compared with the earlier export of the same inputs
+        /// [env: CADSCOPE_EXPORT_VALIDATION] [default: true]
+        #[arg(long, value_name = "BOOL")]
+        export_validation: Option<bool>,
+        /// Larger files are not digested, in bytes [env: CADSCOPE_EXPORT_BYTES] [default: 67108864]
+        #[arg(long, value_name = "BYTES")]
+        export_bytes: Option<u64>,
+        /// Folder for what is known after a restart: digests of exports
+        /// [env: CADSCOPE_STATE] [default: /var/lib/cadscope]
+        #[arg(long, value_name = "DIR")]
+        state: Option<PathBuf>,
     },
     /// Runs or follows one process and prints its operations: nesting, duration, outcome
     #[command(after_help = TRACE_EXAMPLES)]
@@ -535,6 +549,17 @@ pub struct AgentConfig {
     pub progress_redis: Option<RedisUrl>,
     /// Whose calls are measured; `None`: nobody's.
     pub ai_providers: Option<Providers>,
+    /// How exports are compared with earlier ones; `None`: they are not.
+    pub validation: Option<ValidationConfig>,
+}
+
+/// How exports are compared with earlier ones.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ValidationConfig {
+    /// Larger files are not digested.
+    pub most_bytes: u64,
+    /// Folder for what is known after a restart.
+    pub state: PathBuf,
 }
 
 /// Settings of `cadscope trace`.
@@ -838,6 +863,20 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
         rules.collect()
     }
 
+    fn validation(
+        &self,
+        wanted: Option<bool>,
+        most_bytes: Option<u64>,
+        state: Option<PathBuf>,
+    ) -> Result<Option<ValidationConfig>, ConfigError> {
+        let validation = ValidationConfig {
+            most_bytes: self.setting(most_bytes, "export_bytes", 64 << 20)?,
+            state: self.setting(state, "state", PathBuf::from("/var/lib/cadscope"))?,
+        };
+        let wanted = self.setting(wanted, "export_validation", true)?;
+        Ok(wanted.then_some(validation))
+    }
+
     fn command(&self, command: CommandArgs) -> Result<Command, ConfigError> {
         Ok(match command {
             CommandArgs::Agent {
@@ -853,6 +892,9 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
                 pod_labels,
                 progress_redis,
                 ai_latency,
+                export_validation,
+                export_bytes,
+                state,
             } => {
                 let Seconds(linger) = self.setting(linger, "linger", Seconds(60))?;
                 let ShortTime(min_span_duration) = self.setting(
@@ -878,6 +920,7 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
                     pod_labels: self.setting(pod_labels, "pod_labels", true)?,
                     progress_redis: self.progress_redis(progress_redis)?,
                     ai_providers: self.ai_providers(ai_latency)?,
+                    validation: self.validation(export_validation, export_bytes, state)?,
                 })
             }
             CommandArgs::Trace { output, format, pid, run } => {
@@ -962,6 +1005,10 @@ mod tests {
             pod_labels: true,
             progress_redis: None,
             ai_providers: None,
+            validation: Some(ValidationConfig {
+                most_bytes: 64 << 20,
+                state: PathBuf::from("/var/lib/cadscope"),
+            }),
         };
         assert_eq!(config.command, Command::Agent(agent));
         assert!(!config.catalog.probes.is_empty());

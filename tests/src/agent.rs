@@ -88,6 +88,7 @@ impl Agent {
         let file = File::create(&log)?;
         let child = command
             .args(["agent", "--listen", &format!("127.0.0.1:{port}")])
+            .env("CADSCOPE_STATE", folder.path().join("state"))
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
