@@ -24,8 +24,9 @@ const JOBS: [(&str, &[&str]); 2] = [
     ("freecad-1.1", &["booleans", "features", "materials", "assembly", "documents"]),
 ];
 
-/// What these jobs do not do: lose anything, run out of memory, talk to AI providers or a collector.
-const QUIET: [&str; 14] = [
+/// What these jobs do not do: have functions that cannot be placed, lose anything, run out of memory, talk to AI providers or a collector.
+const QUIET: [&str; 15] = [
+    "Probes skipped",
     "4. AI provider performance",
     "AI provider requests",
     "13. Export validation",
