@@ -59,7 +59,7 @@ pub enum FileError {
 pub struct PlacedProbe {
     /// Its id.
     pub id: String,
-    /// Its probe program; of no meaning where it is not placed.
+    /// Its probe program; of no meaning where it is not placed, or has none (TLS).
     pub slot: u16,
     /// Entry and number of exits, or why it is not placed.
     pub sites: Result<(FileOffset, usize), String>,
@@ -136,7 +136,7 @@ impl TrackedFile {
                 let exits =
                     tls.iter().filter(|s| edge == TlsEdge::Read && s.edge == TlsEdge::ReadEnd).count();
                 let sites = Ok((first.site.offset, exits));
-                self.probes.push(PlacedProbe { id: id.to_owned(), sites, note: None });
+                self.probes.push(PlacedProbe { id: id.to_owned(), slot: u16::MAX, sites, note: None });
             }
             let placed = sites.iter().map(|site| placed_site(site.function, &site.site)).collect();
             self.sites.push((program, placed));

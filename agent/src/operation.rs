@@ -68,6 +68,7 @@ impl Operation {
             source: None,
             values: BTreeMap::new(),
             memory: None,
+            file: None,
         }
     }
 

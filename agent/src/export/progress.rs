@@ -187,6 +187,8 @@ impl Progress {
             Observation::Ready(_)
             | Observation::Called(_)
             | Observation::Missed { .. }
+            | Observation::Repeated { .. }
+            | Observation::Limited { .. }
             | Observation::Dropped(_) => {}
         }
     }
