@@ -103,6 +103,12 @@ impl Agent {
         self.child.id()
     }
 
+    /// Where it listens, on 127.0.0.1.
+    #[must_use]
+    pub const fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Asks it for a path: status and body.
     ///
     /// # Errors
