@@ -18,12 +18,14 @@ const NOT_COMPARED: &str = "cadscope_exports_not_compared_total";
 
 /// How many exports of each format passed or failed (`STEP pass`), and were not compared (`first`).
 fn verdicts(metrics: &Metrics) -> BTreeMap<String, f64> {
-    let label = |labels: &BTreeMap<String, String>, name: &str| labels.get(name).cloned().unwrap_or_default();
-    let compared = metrics.select(VALIDATED, &[]).into_iter().map(|sample| {
-        (format!("{} {}", label(&sample.labels, "format"), label(&sample.labels, "result")), sample.value)
-    });
-    let not = metrics.select(NOT_COMPARED, &[]).into_iter();
-    compared.chain(not.map(|sample| (label(&sample.labels, "reason"), sample.value))).collect()
+    let mut verdicts = BTreeMap::new();
+    let mut add = |key: String, count: f64| *verdicts.entry(key).or_insert(0.0) += count;
+    for sample in metrics.select(VALIDATED, &[]) {
+        let label = |name: &str| sample.labels.get(name).map_or("", String::as_str);
+        add(format!("{} {}", label("format"), label("result")), sample.value);
+    }
+    metrics.by(NOT_COMPARED, "reason").into_iter().for_each(|(reason, count)| add(reason, count));
+    verdicts
 }
 
 /// An agent that knows the libraries of these builds.
