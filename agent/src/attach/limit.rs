@@ -63,35 +63,41 @@ impl TrackedFile {
         if !found {
             return Ok(());
         }
-        let (mut sites, mut links, mut old) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut sites, mut links, mut old, mut refused) = (Vec::new(), Vec::new(), Vec::new(), None);
         let mut before = std::mem::take(&mut self.links).into_iter();
-        for (program, mut places) in std::mem::take(&mut self.sites) {
+        for (program, places) in std::mem::take(&mut self.sites) {
             let is_call = matches!(program, SiteProgram::Enter | SiteProgram::Leave | SiteProgram::Tally);
             let stays: Vec<bool> =
                 places.iter().map(|(_, cookie)| !is_call || cookie.probe() != u32::from(slot)).collect();
-            let mut stay = stays.iter();
-            places.retain(|_| stay.next().is_none_or(|stays| *stays));
+            let mut left: Vec<_> =
+                places.iter().zip(&stays).filter(|(_, stays)| **stays).map(|(place, _)| *place).collect();
             match before.next() {
                 None => {}
-                Some(link) if places.len() == stays.len() => links.push(link),
+                Some(link) if left.len() == places.len() => links.push(link),
                 Some(Link::Perf(mut probes)) => {
                     probes.keep(&stays);
                     links.push(Link::Perf(probes));
                 }
-                Some(link) => {
-                    if !places.is_empty() {
-                        links.push(kernel.attach(&self.file, program, &places)?);
+                Some(link) if left.is_empty() => old.push(link),
+                Some(link) => match kernel.attach(&self.file, program, &left) {
+                    Ok(new) => {
+                        links.push(new);
+                        old.push(link);
                     }
-                    old.push(link);
-                }
+                    Err(error) => {
+                        links.push(link);
+                        left = places;
+                        refused = Some(error);
+                    }
+                },
             }
-            if !places.is_empty() {
-                sites.push((program, places));
+            if !left.is_empty() {
+                sites.push((program, left));
             }
         }
         (self.sites, self.links) = (sites, links);
-        // Waited for: until they are gone, hits come twice.
-        drop(old);
-        Ok(())
+        // Entries first, so that what has been entered is seen to leave. Waited for: until they are gone, hits come twice.
+        old.into_iter().rev().for_each(drop);
+        refused.map_or(Ok(()), Err)
     }
 }
