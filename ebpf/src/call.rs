@@ -23,7 +23,7 @@ use crate::{
         CAPTURES, Lowest, PROBES, RESIDENT, TARGETS, THREADS, WORKERS, ZERO_CAPTURE, ZERO_THREAD, count,
         setting,
     },
-    memory, task, unwind, user,
+    memory, stack, task, unwind, user,
 };
 
 /// Inserts only what is not there.
@@ -144,6 +144,7 @@ fn capture_key(tid: u32, index: u32) -> u64 {
 
 #[uprobe]
 pub fn call_enter(ctx: ProbeContext) -> u32 {
+    stack::keep_to_the_task();
     enter(&ctx);
     0
 }
@@ -200,6 +201,7 @@ fn enter(ctx: &ProbeContext) -> Option<()> {
 
 #[uprobe]
 pub fn call_leave(ctx: ProbeContext) -> u32 {
+    stack::keep_to_the_task();
     leave(&ctx);
     0
 }

@@ -9,8 +9,9 @@
 //! | [`tls`] | `tls_write`, `tls_read`, `tls_read_end`, `tls_free`: loaded only if they are asked for |
 //! | [`memory`] | `memory_changing`, `victim_marked`; `cpu_located`, run once on each CPU |
 //!
-//! uprobe programs can be preempted by another task that hits a probe on the same CPU, so nothing is kept in per-CPU
-//! scratch memory: what a call needs lives in map values that only its own thread touches.
+//! uprobe programs can sleep, or be preempted by another task that hits a probe on the same CPU, so nothing is kept in
+//! per-CPU scratch memory, nor in a stack that the kernel gives a CPU ([`stack`]): what a call needs lives in map values
+//! that only its own thread touches.
 #![no_std]
 #![no_main]
 // Inline assembly: the only way to an atomic add, which core does not offer for this target.
@@ -21,6 +22,7 @@ mod emit;
 mod maps;
 mod memory;
 mod process;
+mod stack;
 mod tally;
 mod task;
 mod tls;

@@ -12,6 +12,7 @@ use cadscope_common::{
 use crate::{
     call::{cookie_of, ids},
     maps::{PROBES, TALLIES, THREADS},
+    stack,
 };
 
 /// Open calls that are looked at, from the innermost outwards.
@@ -19,6 +20,7 @@ const REACH: u32 = 6;
 
 #[uprobe]
 pub fn call_tally(ctx: ProbeContext) -> u32 {
+    stack::keep_to_the_task();
     tally(&ctx);
     0
 }

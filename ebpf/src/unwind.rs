@@ -15,7 +15,7 @@ use crate::{
     call::{Ending, Left, STACK_SPAN, close_left, cookie_of, ids, now_ns, register, slot_of},
     emit,
     maps::{THREADS, setting},
-    task, user,
+    stack, task, user,
 };
 
 /// `_Unwind_Exception` lies this far behind `exceptionType` in libstdc++'s and libc++abi's `__cxa_exception`.
@@ -98,6 +98,7 @@ fn open_thread() -> Option<(u32, u32, *mut Thread)> {
 
 #[uprobe]
 pub fn exception_raised(ctx: ProbeContext) -> u32 {
+    stack::keep_to_the_task();
     raised(&ctx);
     0
 }
@@ -126,6 +127,7 @@ fn raised(ctx: &ProbeContext) -> Option<()> {
 
 #[uprobe]
 pub fn cleanup_ended(ctx: ProbeContext) -> u32 {
+    stack::keep_to_the_task();
     resumed(&ctx);
     0
 }
@@ -154,6 +156,7 @@ fn resumed(ctx: &ProbeContext) -> Option<()> {
 
 #[uprobe]
 pub fn exception_caught(ctx: ProbeContext) -> u32 {
+    stack::keep_to_the_task();
     caught(&ctx);
     0
 }
@@ -227,6 +230,7 @@ fn type_name_of(header: u64) -> Option<u64> {
 
 #[uprobe]
 pub fn jumped(ctx: ProbeContext) -> u32 {
+    stack::keep_to_the_task();
     jump(&ctx);
     0
 }
