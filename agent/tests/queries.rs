@@ -160,8 +160,8 @@ fn queries_of_dashboards_name_what_is_exported() {
         let dashboard: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
         let (mut queries, mut variables) = (Vec::new(), Vec::new());
         texts(&dashboard, "expr", &mut queries);
-        texts(&dashboard, "definition", &mut variables);
-        for variable in variables {
+        texts(&dashboard, "query", &mut variables);
+        for variable in variables.iter().filter(|query| query.starts_with("label_values(")) {
             let inner = variable.strip_prefix("label_values(").and_then(|rest| rest.strip_suffix(')'));
             let (series, label) = inner.unwrap().rsplit_once(", ").unwrap();
             queries.push(format!("count by ({label}) ({series})"));

@@ -102,7 +102,7 @@ impl Agent {
         self.child.id()
     }
 
-    /// The port of its pages.
+    /// Where it listens, on 127.0.0.1.
     #[must_use]
     pub const fn port(&self) -> u16 {
         self.port

@@ -13,12 +13,15 @@
 pub mod agent;
 pub mod builds;
 pub mod chart;
+pub mod cgroup;
 pub mod collector;
 pub mod compare;
+pub mod dashboard;
 pub mod freecad;
 pub mod independent;
 pub mod metrics;
 pub mod node;
+pub mod prometheus;
 pub mod record;
 pub mod privileges;
 pub mod residue;

@@ -1,6 +1,7 @@
 //! Promise: the agent needs the four capabilities that deploy/ gives it, gives up what else it has, and with them alone
 //! observes jobs of every user.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::process::CommandExt as _;
@@ -10,8 +11,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use cadscope_tests::agent::Agent;
+use cadscope_tests::chart::deploy;
 use cadscope_tests::node::{cadscope, require_root, scratch, tool};
-use cadscope_tests::privileges::{CAPABILITIES, only};
+use cadscope_tests::privileges::{CAPABILITIES, only, only_as};
 use cadscope_tests::run::run;
 
 /// `nobody`.
@@ -46,9 +48,26 @@ fn run_private_job(folder: &Path) -> Result<()> {
 }
 
 #[test]
-fn with_the_capabilities_of_the_chart_a_job_of_another_user_is_observed_whole() -> Result<()> {
+fn with_the_rights_of_the_chart_a_job_of_another_user_is_observed_whole() -> Result<()> {
     let _node = require_root()?;
-    let agent = Agent::start_under(&only(&CAPABILITIES), &["--log-format=text"])?;
+    observe_private_jobs(&only(&CAPABILITIES))
+}
+
+#[test]
+fn with_the_rights_of_the_unit_a_job_of_another_user_is_observed_whole() -> Result<()> {
+    let _node = require_root()?;
+    let unit = fs::read_to_string(deploy().join("systemd/cadscope.service"))?;
+    for setting in ["AmbientCapabilities=", "CapabilityBoundingSet="] {
+        let line = unit.lines().find_map(|line| line.strip_prefix(setting)).context("no capabilities")?;
+        let names: Vec<&str> = line.split(' ').filter_map(|name| name.strip_prefix("CAP_")).collect();
+        assert_eq!(names, CAPABILITIES, "{setting}");
+    }
+    observe_private_jobs(&only_as(USER - 1, &CAPABILITIES))
+}
+
+fn observe_private_jobs(wrapper: &[String]) -> Result<()> {
+    let config = deploy().join("systemd/cadscope.toml");
+    let agent = Agent::start_under(wrapper, &[OsStr::new("--config"), config.as_os_str()])?;
     let folder = scratch()?;
     // The first places the probes, if no one has used the libraries before.
     run_private_job(folder.path())?;

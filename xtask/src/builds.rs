@@ -1,5 +1,6 @@
 //! Turns package registries into the builds of FreeCAD and OCCT that the tests run jobs on: root file systems of other
-//! Debian suites, virtual environments with Python wheels; and of the OpenTelemetry Collector that receives spans.
+//! Debian suites, virtual environments with Python wheels; and of what cadscope talks to: the OpenTelemetry Collector,
+//! Prometheus, Grafana's types and components.
 //!
 //! Which builds there are is data, [`BUILDS`]. Each is made once, in the cache, under a name that carries a digest of how
 //! it is made; a folder of that name is whole, because it is renamed to it last. Nothing is installed on the machine.
@@ -28,10 +29,16 @@ pub(crate) struct Build {
 enum Source {
     /// A root file system of this Debian suite with its FreeCAD.
     Suite(&'static str),
+    /// A root file system of this Debian suite that boots, for the Debian package.
+    System(&'static str),
     /// A virtual environment of `/usr/bin/python3` with these packages.
     Wheels(&'static [&'static str]),
     /// The OpenTelemetry Collector, from the Go sources of this Debian suite.
     Collector(&'static str),
+    /// Programs of this Debian suite, unpacked with what they need and not installed.
+    Unpacked(&'static str, &'static [&'static str]),
+    /// Packages of npm, and files beside them; a page among them is built.
+    Npm(&'static [&'static str], &'static [(&'static str, &'static str)]),
     /// `helm` and `kubectl`, which this Python package carries in an archive.
     KubernetesTools(&'static str),
 }
@@ -83,6 +90,7 @@ pub(crate) const BUILDS: &[Build] = &[
         ]),
     },
     Build { name: "otelcol", everyday: true, source: Source::Collector("sid") },
+    Build { name: "debian-system", everyday: false, source: Source::System("bookworm") },
     Build {
         name: "kubernetes-tools",
         everyday: true,
@@ -92,6 +100,45 @@ pub(crate) const BUILDS: &[Build] = &[
         name: "kubernetes-schemas",
         everyday: true,
         source: Source::Wheels(&["kubernetes-validate==1.37.0"]),
+    },
+    Build {
+        name: "prometheus",
+        everyday: true,
+        source: Source::Unpacked("trixie", &["prometheus", "prometheus-alertmanager", "promtool"]),
+    },
+    Build {
+        name: "grafana-schema",
+        everyday: true,
+        source: Source::Npm(
+            &["@grafana/schema@13.2.3", "typescript@5.9.3"],
+            &[("check.mjs", include_str!("grafana/check.mjs"))],
+        ),
+    },
+    Build {
+        name: "grafana-ui",
+        everyday: false,
+        source: Source::Npm(
+            &[
+                "react@19",
+                "react-dom@19",
+                "rxjs@7",
+                "@grafana/ui@13.2.2",
+                "@grafana/data@13.2.2",
+                "@grafana/runtime@13.2.2",
+                "@grafana/schema@13.2.2",
+                "@grafana/i18n@13.2.2",
+                "@grafana/e2e-selectors@13.2.2",
+                "vite@7",
+                "@vitejs/plugin-react@5",
+                "playwright-core@1",
+            ],
+            &[
+                ("index.html", include_str!("grafana/index.html")),
+                ("main.tsx", include_str!("grafana/main.tsx")),
+                ("vite.config.mjs", include_str!("grafana/vite.config.mjs")),
+                ("shot.cjs", include_str!("grafana/shot.cjs")),
+            ],
+        ),
     },
 ];
 
@@ -129,9 +176,12 @@ impl Build {
             let begin = Instant::now();
             fs::create_dir_all(folder()?)?;
             match self.source {
-                Source::Suite(suite) => debian(suite, &target)?,
+                Source::Suite(suite) => debian(MMDEBSTRAP, suite, &target)?,
+                Source::System(suite) => debian(SYSTEM, suite, &target)?,
                 Source::Wheels(packages) => wheels(packages, &target)?,
                 Source::Collector(suite) => collector(suite, &target)?,
+                Source::Unpacked(suite, packages) => unpacked(suite, packages, &target)?,
+                Source::Npm(packages, files) => npm(packages, files, &target)?,
                 Source::KubernetesTools(package) => kubernetes_tools(package, &target)?,
             }
             println!("build {}: {}", self.name, minutes(begin.elapsed()));
@@ -148,8 +198,11 @@ impl Build {
         let mut hasher = DefaultHasher::new();
         match self.source {
             Source::Suite(suite) => (1, suite, MMDEBSTRAP).hash(&mut hasher),
+            Source::System(suite) => (1, suite, SYSTEM).hash(&mut hasher),
             Source::Wheels(packages) => (1, packages).hash(&mut hasher),
             Source::Collector(suite) => (1, suite, COLLECTOR, COLLECTOR_MAIN).hash(&mut hasher),
+            Source::Unpacked(suite, packages) => (1, suite, packages, UNPACKED).hash(&mut hasher),
+            Source::Npm(packages, files) => (1, packages, files, NPM).hash(&mut hasher),
             Source::KubernetesTools(package) => (1, package, KUBERNETES_TOOLS).hash(&mut hasher),
         }
         let [a, b, c, d, ..] = hasher.finish().to_le_bytes();
@@ -166,10 +219,17 @@ const MMDEBSTRAP: &[&str] = &[
     "--include=freecad-python3,ca-certificates",
 ];
 
-fn debian(suite: &str, target: &Path) -> Result<()> {
+const SYSTEM: &[&str] = &[
+    "--variant=minbase",
+    "--architectures=amd64",
+    "--aptopt=APT::Install-Recommends \"false\"",
+    "--include=systemd,systemd-sysv,dbus,curl,init-system-helpers",
+];
+
+fn debian(options: &[&str], suite: &str, target: &Path) -> Result<()> {
     let partial = target.with_extension("partial");
     remove(&partial)?;
-    run(Command::new("mmdebstrap").args(MMDEBSTRAP).arg(suite).arg(&partial))?;
+    run(Command::new("mmdebstrap").args(options).arg(suite).arg(&partial))?;
     Ok(fs::rename(&partial, target)?)
 }
 
@@ -213,6 +273,50 @@ fn collector(suite: &str, target: &Path) -> Result<()> {
     fs::create_dir_all(&partial)?;
     fs::copy(root.join("build/otelcol"), partial.join("otelcol"))?;
     remove(&root)?;
+    Ok(fs::rename(&partial, target)?)
+}
+
+/// Only the packages and what they depend on; none of their scripts is run.
+const UNPACKED: &[&str] = &[
+    "--variant=extract",
+    "--architectures=amd64",
+    "--aptopt=APT::Install-Recommends \"false\"",
+    "--aptopt=Acquire::Check-Valid-Until \"false\"",
+];
+
+fn unpacked(suite: &str, packages: &[&str], target: &Path) -> Result<()> {
+    let partial = target.with_extension("partial");
+    remove(&partial)?;
+    let include = format!("--include={}", packages.join(","));
+    run(Command::new("mmdebstrap").args(UNPACKED).args([&include, suite]).arg(&partial))?;
+    Ok(fs::rename(&partial, target)?)
+}
+
+/// Scripts of packages would download browsers and compilers of their own.
+const NPM: &[&str] = &[
+    "install",
+    "--silent",
+    "--no-audit",
+    "--no-fund",
+    "--ignore-scripts",
+    "--legacy-peer-deps",
+    "--prefix",
+    ".",
+];
+
+fn npm(packages: &[&str], files: &[(&str, &str)], target: &Path) -> Result<()> {
+    let partial = target.with_extension("partial");
+    remove(&partial)?;
+    fs::create_dir_all(&partial)?;
+    run(Command::new("npm").args(NPM).args(packages).current_dir(&partial))?;
+    for (name, text) in files {
+        fs::write(partial.join(name), text)?;
+    }
+    if files.iter().any(|(name, _)| *name == "index.html") {
+        let mut vite = Command::new("node");
+        vite.args(["node_modules/vite/bin/vite.js", "build", "--logLevel", "error"]);
+        run(vite.current_dir(&partial))?;
+    }
     Ok(fs::rename(&partial, target)?)
 }
 

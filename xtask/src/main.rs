@@ -19,7 +19,9 @@ mod builds;
 mod dashboards;
 mod demo;
 mod docs;
+mod image;
 mod imports;
+mod package;
 mod places;
 mod running_agent;
 mod setup;
@@ -78,6 +80,16 @@ enum Task {
     ///
     /// docs/metrics.md from the registry, docs/support-matrix.md from the real builds, deploy/kustomize from the chart.
     Docs,
+    /// Build the container image with buildah: target/image/cadscope-amd64.tar
+    ///
+    /// From deploy/image/Containerfile, in a Debian that is made of its packages; the first time takes several minutes.
+    Image {
+        /// The machine that it is for
+        #[arg(long, value_enum, default_value_t = image::Machine::Amd64)]
+        machine: image::Machine,
+    },
+    /// Build the Debian package: target/package/cadscope_VERSION_amd64.deb
+    Package,
     /// Write what is made from xtask/src/dashboards and from the rules: dashboards/*.json, the PrometheusRule
     Dashboards,
     /// Show it on a real FreeCAD job: the waterfall of its operations, then its metrics
@@ -135,6 +147,8 @@ fn main() -> ExitCode {
         Task::Build { release } => build::build(build::Profile::named(release)).map(drop),
         Task::Builds { names } => builds::make(&names),
         Task::Docs => docs::write(),
+        Task::Image { machine } => image::image(machine),
+        Task::Package => package::package().map(drop),
         Task::Dashboards => dashboards::write().and_then(|()| alerts::write()),
         Task::Demo { script } => demo::demo(script),
         Task::Test { full } => test::test(test::Rules { full, locked: false }),

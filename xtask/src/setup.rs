@@ -23,6 +23,8 @@ pub(crate) enum Purpose {
     Demo,
     /// Everything
     Test,
+    /// Also make the image and the Debian package, and run them
+    Package,
 }
 
 /// Something that has to be installed.
@@ -155,6 +157,13 @@ const TOOLS: &[Tool] = &[
         source: Source::Debian(&["chromium", "fonts-dejavu-core"]),
     },
     Tool {
+        name: "Node.js",
+        why: "checks the dashboards against the types that Grafana publishes, and draws them",
+        purpose: Purpose::Test,
+        is_there: || has("node") && has("npm"),
+        source: Source::Debian(&["nodejs", "npm"]),
+    },
+    Tool {
         name: "mmdebstrap",
         why: "makes root file systems with the FreeCAD of other Debian suites, on which jobs are run",
         purpose: Purpose::Test,
@@ -174,6 +183,27 @@ const TOOLS: &[Tool] = &[
         purpose: Purpose::Test,
         is_there: || Path::new("/usr/lib/x86_64-linux-gnu/libGL.so.1").exists(),
         source: Source::Debian(&["libgl1"]),
+    },
+    Tool {
+        name: "systemd-analyze",
+        why: "says whether systemd takes the unit of the Debian package, and what it exposes",
+        purpose: Purpose::Test,
+        is_there: || has("systemd-analyze"),
+        source: Source::Debian(&["systemd"]),
+    },
+    Tool {
+        name: "buildah",
+        why: "builds the image as any builder does, without a daemon",
+        purpose: Purpose::Package,
+        is_there: || has("buildah"),
+        source: Source::Debian(&["buildah"]),
+    },
+    Tool {
+        name: "systemd-nspawn",
+        why: "boots a Debian in which the package is installed and its unit runs",
+        purpose: Purpose::Package,
+        is_there: || has("systemd-nspawn"),
+        source: Source::Debian(&["systemd-container"]),
     },
     Tool {
         name: "rustfmt",
@@ -207,6 +237,15 @@ const TOOLS: &[Tool] = &[
         },
     },
 ];
+
+#[cfg(test)]
+/// Version of a program that is compiled from the Rust package registry.
+pub(crate) fn crate_version(program: &str) -> Option<&'static str> {
+    TOOLS.iter().find_map(|tool| match tool.source {
+        Source::Crate { name, version, .. } if name == program => Some(version),
+        _ => None,
+    })
+}
 
 /// Installs what is missing for this purpose.
 pub(crate) fn install(purpose: Purpose) -> Result<()> {
@@ -394,6 +433,7 @@ fn name(purpose: Purpose) -> &'static str {
         Purpose::Build => "build",
         Purpose::Demo => "demo",
         Purpose::Test => "test",
+        Purpose::Package => "package",
     }
 }
 

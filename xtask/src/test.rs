@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::build::{Profile, build};
 use crate::builds;
 use crate::imports;
+use crate::package;
 use crate::places::repository;
 use crate::setup::{self, Purpose, is_root};
 use crate::shell::{cargo, headline, minutes, run, run_watched};
@@ -75,7 +76,7 @@ fn all(stages: &mut Stages, rules: Rules) -> Result<()> {
         cargo.args(rules.full.then_some("--include-ignored"));
         cargo.env("CADSCOPE_BIN", binary.context("not built")?).env("CADSCOPE_BUILDS", builds::folder()?);
         if rules.full {
-            cargo.env("CADSCOPE_FULL", "1");
+            cargo.env("CADSCOPE_FULL", "1").env("CADSCOPE_DEB", package::package()?);
         }
         run_watched(&mut cargo, |line| counts.add(line))
     })

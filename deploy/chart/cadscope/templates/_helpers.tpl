@@ -45,8 +45,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- end -}}
 {{- end -}}
 
-{{/* Which node an agent is on is a label of the target. The labels that a sample has itself (namespace, pod and
-     container of the worker) are kept as they are. */}}
+{{/* The alerts know the agents by their job, the dashboards their nodes by the instance. The labels that a sample has
+     itself (namespace, pod and container of the worker) are kept as they are. */}}
 {{- define "cadscope.endpoint" -}}
 port: http
 path: /metrics
@@ -54,8 +54,10 @@ interval: {{ .monitor.interval }}
 scrapeTimeout: {{ .monitor.scrapeTimeout }}
 honorLabels: true
 relabelings:
+  - targetLabel: job
+    replacement: cadscope
   - sourceLabels: [__meta_kubernetes_pod_node_name]
-    targetLabel: node
+    targetLabel: instance
   {{- with .monitor.relabelings }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
