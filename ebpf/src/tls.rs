@@ -21,7 +21,7 @@ use crate::{
     call::{cookie_of, ids, now_ns, register, slot_of},
     emit,
     maps::{CONNECTIONS, READINGS, ZERO_CONNECTION, count},
-    task, user,
+    stack, task, user,
 };
 
 /// Pieces of one write that are looked at: 64 KiB.
@@ -119,6 +119,7 @@ macro_rules! set {
 
 #[uprobe]
 pub fn tls_write(ctx: ProbeContext) -> u32 {
+    stack::keep_to_the_task();
     write(&ctx);
     0
 }
@@ -371,6 +372,7 @@ fn json_byte(parser: *mut Parser, byte: u8) {
 
 #[uprobe]
 pub fn tls_read(ctx: ProbeContext) -> u32 {
+    stack::keep_to_the_task();
     read(&ctx);
     0
 }
@@ -392,6 +394,7 @@ fn read(ctx: &ProbeContext) -> Option<()> {
 
 #[uprobe]
 pub fn tls_read_end(ctx: ProbeContext) -> u32 {
+    stack::keep_to_the_task();
     read_end(&ctx);
     0
 }
@@ -624,6 +627,7 @@ fn headers_end(connection: *mut Connection, parser: *mut Parser) {
 
 #[uprobe]
 pub fn tls_free(ctx: ProbeContext) -> u32 {
+    stack::keep_to_the_task();
     free(&ctx);
     0
 }

@@ -105,6 +105,7 @@ fn an_api_call_and_the_boolean_that_it_led_to_are_one_trace() -> Result<()> {
     let _node = require_root()?;
     let collector = Collector::start()?;
     let agent = Agent::start(&["--otlp-endpoint", &collector.grpc(), "--min-span-duration", "0"])?;
+    warm_up(&agent)?;
     let shop = Shop::open(&collector)?;
     let answer: serde_json::Value = serde_json::from_str(&shop.ask("POST", "/jobs/7")?)?;
     let trace = answer["trace"].as_str().with_context(|| answer.to_string())?;
@@ -208,7 +209,8 @@ impl Drop for HourAhead {
 fn clocks_agree_also_after_the_wall_clock_was_set() -> Result<()> {
     let _node = require_root()?;
     let collector = Collector::start()?;
-    let _agent = Agent::start(&["--otlp-endpoint", &collector.grpc(), "--min-span-duration", "0"])?;
+    let agent = Agent::start(&["--otlp-endpoint", &collector.grpc(), "--min-span-duration", "0"])?;
+    warm_up(&agent)?;
     let shop = Shop::open(&collector)?;
     let job = |number: u32| -> Result<u64> {
         let answer: serde_json::Value = serde_json::from_str(&shop.ask("POST", &format!("/jobs/{number}"))?)?;
@@ -238,6 +240,15 @@ fn start_job(number: u32, cuts: u32, job: &Job) -> Result<Running> {
     Ok(Running(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?))
 }
 
+/// Runs jobs until the agent has found the libraries: what comes before their probes is not seen.
+fn warm_up(agent: &Agent) -> Result<()> {
+    run::until("a boolean is counted", 2 * LIMIT, || {
+        run_job(9999, 1).ok()?;
+        let cuts = agent.metrics().ok()?.sum("occt_boolean_duration_seconds_count", &[("operation", "cut")]);
+        (cuts >= 1.0).then_some(())
+    })
+}
+
 fn trace_number(number: u32) -> u128 {
     0xcad0_0000_0000_0000_0000_0000_0000_0000 + u128::from(number)
 }
@@ -262,8 +273,7 @@ fn jobs_in_parallel_have_all_their_spans_in_their_own_traces() -> Result<()> {
         "--min-span-duration",
         "0",
     ])?;
-    // The first one finds the libraries: what comes before their probes is not seen.
-    run_job(0, 1)?;
+    warm_up(&agent)?;
     let job = Job::new("cuts.py")?;
     let numbers: Vec<u32> = (1..=jobs).collect();
     for batch in numbers.chunks(8) {
@@ -310,6 +320,7 @@ fn a_collector_that_stalls_or_dies_costs_spans_and_nothing_else() -> Result<()> 
         let all = |spans: &[Span]| spans.iter().filter(|span| span.trace == trace).count() >= 4;
         collector.spans_when(&format!("job {number}"), limit, all).map(drop)
     };
+    warm_up(&agent)?;
     run_job(1, 3)?;
     arrives(&collector, 1, LIMIT)?;
 
@@ -383,14 +394,9 @@ fn a_collector_that_refuses_or_is_slow_gets_every_span_in_the_end() -> Result<()
     let endpoint = format!("http://127.0.0.1:{port}");
     let more = ["--otlp-endpoint", &endpoint, "--otlp-protocol", "http/protobuf", "--min-span-duration", "0"];
     let agent = Agent::start(&more)?;
-    // The first ones find the libraries.
-    for number in 1..=10 {
-        run_job(number, 3)?;
-        if agent.metrics()?.sum("occt_boolean_duration_seconds_count", &[("operation", "cut")]) >= 3.0 {
-            break;
-        }
-    }
-    goes_on(&agent, 3.0)?;
+    warm_up(&agent)?;
+    run_job(1, 3)?;
+    goes_on(&agent, 4.0)?;
     let exported = |m: &cadscope_tests::metrics::Metrics| m.sum("cadscope_spans_exported_total", &[]);
     let metrics = agent.metrics_when(LIMIT, |m| exported(m) >= 6.0)?;
     ensure!(
