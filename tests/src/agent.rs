@@ -104,12 +104,6 @@ impl Agent {
         run::text(&self.log)
     }
 
-    /// Where it listens.
-    #[must_use]
-    pub const fn port(&self) -> u16 {
-        self.port
-    }
-
     /// Where its pages are.
     #[must_use]
     pub fn url(&self) -> String {

@@ -68,8 +68,10 @@ fn top_shows_a_job_of_an_agent_and_obeys_its_keys() -> Result<()> {
     })?;
     terminal.press(&["3", "Tab", "s"])?;
     job.stop()?;
-    let screen = terminal.wait_for("the job's end", |screen| screen.contains("none is running"))?;
-    ensure!(screen.contains("success"), "{screen}");
+    terminal.wait_for("the job's end", |screen| screen.contains("none is running"))?;
+    terminal.press(&["5"])?;
+    terminal
+        .wait_for("how it ended", |screen| screen.contains("success") && screen.contains("freecadcmd"))?;
     terminal.press(&["q"])?;
     let screen = terminal.wait_for("its end", |screen| screen.contains("ended with 0"))?;
     ensure!(!screen.contains("Workers"), "the screen was not given back:\n{screen}");
