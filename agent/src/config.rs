@@ -493,7 +493,7 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Command {
     /// `cadscope agent`
-    Agent(AgentConfig),
+    Agent(Box<AgentConfig>),
     /// `cadscope trace`
     Trace(TraceConfig),
     /// `cadscope doctor`
@@ -909,7 +909,7 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
                     calls: self.setting(remove_above, "remove_above", 500_000)?.into(),
                 };
                 let Ratio(trace_ratio) = self.setting(trace_ratio, "trace_ratio", Ratio(1.0))?;
-                Command::Agent(AgentConfig {
+                Command::Agent(Box::new(AgentConfig {
                     listen: self.setting(listen, "listen", LISTEN)?,
                     linger: Duration::from_secs(linger),
                     otlp: self.otlp(otlp_endpoint, otlp_protocol)?,
@@ -921,7 +921,7 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
                     progress_redis: self.progress_redis(progress_redis)?,
                     ai_providers: self.ai_providers(ai_latency)?,
                     validation: self.validation(export_validation, export_bytes, state)?,
-                })
+                }))
             }
             CommandArgs::Trace { output, format, pid, run } => {
                 let target = pid.map_or(Target::Program(run), Target::Process);
@@ -1010,7 +1010,7 @@ mod tests {
                 state: PathBuf::from("/var/lib/cadscope"),
             }),
         };
-        assert_eq!(config.command, Command::Agent(agent));
+        assert_eq!(config.command, Command::Agent(Box::new(agent)));
         assert!(!config.catalog.probes.is_empty());
     }
 
