@@ -110,6 +110,12 @@ impl Agent {
         format!("http://127.0.0.1:{}", self.port)
     }
 
+    /// The port of its pages, on 127.0.0.1.
+    #[must_use]
+    pub const fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Its process.
     #[must_use]
     pub fn pid(&self) -> u32 {
