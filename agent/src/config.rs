@@ -13,35 +13,58 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use toml::{Table, Value};
 
+use crate::ai::Providers;
+use crate::broker::RedisUrl;
+use crate::budget::Limits;
 use crate::catalog::keys::{suggestion, unknown_key};
 use crate::catalog::{Catalog, CatalogError};
 use crate::flow_type::{self, Rule};
 use crate::job::{Names, Variables};
 
+pub use self::agent_url::AgentUrl;
+
+mod agent_url;
+
+/// Where an agent listens unless told.
+const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9777);
+
 /// Keys of the configuration file.
-pub const FILE_KEYS: [&str; 19] = [
+pub const FILE_KEYS: [&str; 28] = [
+    "ai_latency",
+    "ai_provider",
     "attach",
     "catalog",
+    "count_above",
+    "export_bytes",
+    "export_validation",
     "flow",
     "flow_type_env",
     "job_id_env",
     "linger",
     "listen",
     "log_format",
+    "min_duration",
     "min_span_duration",
     "otlp_endpoint",
     "otlp_protocol",
     "pod_labels",
     "probe",
     "proc",
+    "progress_redis",
+    "remove_above",
     "request_id_env",
     "source_samples",
     "source_threshold",
+    "state",
     "sys",
     "trace_ratio",
 ];
+
+/// Keys of an `[[ai_provider]]` table.
+const AI_PROVIDER_KEYS: [&str; 2] = ["host", "provider"];
 
 /// The command line, as typed.
 #[derive(Clone, Debug, Parser)]
@@ -57,6 +80,7 @@ const MAIN_EXAMPLES: &str = "\
 Examples:
   cadscope doctor                         would the agent work here, and what is missing?
   cadscope trace -- freecadcmd job.py     run a job and print what it did
+  cadscope top                            watch what every worker of this node does now
   cadscope agent --listen 0.0.0.0:9777    observe every worker of this node, serve /metrics
 
 A setting comes from its flag (--log-format), else from its variable (CADSCOPE_LOG_FORMAT),
@@ -80,6 +104,31 @@ Examples:
   cadscope trace -p 4711                                follow a worker until it ends or Ctrl-C
   cadscope trace --format html -o job.html -- python3 job.py
   cadscope trace --format perfetto -o job.json -- python3 job.py    open it at ui.perfetto.dev";
+
+const TOP_EXAMPLES: &str = "\
+Examples:
+  cadscope top                                     the agent of this node if one runs, else by itself (root)
+  cadscope top --connect http://node-7:9777        an agent elsewhere; needs no root here
+  cadscope top --alone                             by itself, beside an agent
+  kubectl port-forward POD 9777 & cadscope top     the agent of a pod
+
+Keys: ? shows them all; q quits; / filters; Tab, z, s and r choose, zoom and sort a panel.
+NO_COLOR is honoured; without a UTF-8 locale the picture is ASCII.";
+
+const DOCTOR_EXAMPLES: &str = "\
+Examples:
+  cadscope doctor                     each need of the agent: there, or how to get it
+  cadscope doctor --format json       for a script; the exit status alone says whether the agent would work";
+
+const COMPLETIONS_EXAMPLES: &str = "\
+Examples:
+  cadscope completions bash > /etc/bash_completion.d/cadscope
+  cadscope completions zsh > \"${fpath[1]}/_cadscope\"
+  cadscope completions fish > ~/.config/fish/completions/cadscope.fish";
+
+const MAN_EXAMPLES: &str = "\
+Examples:
+  cadscope man /usr/local/share/man/man1      then: man cadscope, man cadscope-trace";
 
 const PROBES_EXAMPLES: &str = "\
 Examples:
@@ -165,6 +214,18 @@ enum CommandArgs {
         /// Shorter operations have no span [env: CADSCOPE_MIN_SPAN_DURATION] [default: 1ms]
         #[arg(long, value_name = "DURATION")]
         min_span_duration: Option<ShortTime>,
+        /// Calls that return sooner are counted in the kernel, and are no operations: metrics have them, without labels
+        /// that are read from the call [env: CADSCOPE_MIN_DURATION] [default: 0]
+        #[arg(long, value_name = "DURATION")]
+        min_duration: Option<ShortTime>,
+        /// The same for all calls of a probe that is called more often a second than this
+        /// [env: CADSCOPE_COUNT_ABOVE] [default: 50000]
+        #[arg(long, value_name = "NUMBER")]
+        count_above: Option<u32>,
+        /// A probe that is called more often a second than this is taken away
+        /// [env: CADSCOPE_REMOVE_ABOVE] [default: 500000]
+        #[arg(long, value_name = "NUMBER")]
+        remove_above: Option<u32>,
         /// Share of the workers without a trace context that become a trace [env: CADSCOPE_TRACE_RATIO] [default: 1]
         #[arg(long, value_name = "0..1")]
         trace_ratio: Option<Ratio>,
@@ -172,6 +233,25 @@ enum CommandArgs {
         /// [env: CADSCOPE_POD_LABELS] [default: true]
         #[arg(long, value_name = "BOOL")]
         pod_labels: Option<bool>,
+        /// Redis that the progress of jobs is published to, redis://HOST:6379 [env: CADSCOPE_PROGRESS_REDIS]
+        /// [default: none]
+        #[arg(long, value_name = "URL")]
+        progress_redis: Option<String>,
+        /// Measures calls of AI providers, at OpenSSL in every process; see docs/ai-latency.md
+        /// [env: CADSCOPE_AI_LATENCY] [default: false]
+        #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+        ai_latency: Option<bool>,
+        /// Whether exported files are digested and compared with the earlier export of the same inputs
+        /// [env: CADSCOPE_EXPORT_VALIDATION] [default: true]
+        #[arg(long, value_name = "BOOL")]
+        export_validation: Option<bool>,
+        /// Larger files are not digested, in bytes [env: CADSCOPE_EXPORT_BYTES] [default: 67108864]
+        #[arg(long, value_name = "BYTES")]
+        export_bytes: Option<u64>,
+        /// Folder for what is known after a restart: digests of exports
+        /// [env: CADSCOPE_STATE] [default: /var/lib/cadscope]
+        #[arg(long, value_name = "DIR")]
+        state: Option<PathBuf>,
     },
     /// Runs or follows one process and prints its operations: nesting, duration, outcome
     #[command(after_help = TRACE_EXAMPLES)]
@@ -189,7 +269,18 @@ enum CommandArgs {
         #[arg(last = true, value_name = "CMD", required_unless_present = "pid")]
         run: Vec<OsString>,
     },
+    /// Shows live on a terminal what this node's workers do: in flight, rates, memory, what was slow
+    #[command(after_help = TOP_EXAMPLES)]
+    Top {
+        /// Show what the agent at this address observes: http://HOST:PORT
+        #[arg(long, value_name = "URL", conflicts_with = "alone")]
+        connect: Option<AgentUrl>,
+        /// Observe by itself, even if an agent runs here
+        #[arg(long)]
+        alone: bool,
+    },
     /// Says what is missing on this node and how to get it; exits with 0 only if the agent would work
+    #[command(after_help = DOCTOR_EXAMPLES)]
     Doctor {
         /// What to write
         #[arg(long, value_name = "FORMAT", default_value = "text")]
@@ -207,6 +298,20 @@ enum CommandArgs {
         /// What to write
         #[arg(long, value_name = "FORMAT", default_value = "table")]
         format: TableFormat,
+    },
+    /// Prints the completions of a shell: bash, zsh, fish, elvish, powershell
+    #[command(after_help = COMPLETIONS_EXAMPLES)]
+    Completions {
+        /// Which shell
+        #[arg(value_name = "SHELL")]
+        shell: Shell,
+    },
+    /// Writes the manual pages into a directory: cadscope.1, and one for each command
+    #[command(after_help = MAN_EXAMPLES)]
+    Man {
+        /// Where to
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
     },
 }
 
@@ -388,13 +493,37 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Command {
     /// `cadscope agent`
-    Agent(AgentConfig),
+    Agent(Box<AgentConfig>),
     /// `cadscope trace`
     Trace(TraceConfig),
     /// `cadscope doctor`
     Doctor(ReportFormat),
     /// `cadscope probes`
     Probes(Subject, TableFormat),
+    /// `cadscope top`
+    Top(TopConfig),
+    /// `cadscope completions`
+    Completions(Shell),
+    /// `cadscope man`
+    Man(PathBuf),
+}
+
+/// Settings of `cadscope top`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TopConfig {
+    /// Where it has from what it shows.
+    pub source: TopSource,
+}
+
+/// Where `top` has from what it shows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TopSource {
+    /// That agent.
+    Agent(AgentUrl),
+    /// Its own observation.
+    Own,
+    /// The agent that listens there, else its own observation.
+    Any(SocketAddr),
 }
 
 /// Settings of `cadscope agent`.
@@ -408,10 +537,29 @@ pub struct AgentConfig {
     pub otlp: Option<OtlpConfig>,
     /// Shorter operations have no span.
     pub min_span_duration: Duration,
+    /// Calls that return sooner are counted, and are no operations.
+    pub min_duration: Duration,
+    /// How many calls a second of one probe are borne.
+    pub limits: Limits,
     /// Share of the workers without a trace context that become a trace, 0 to 1.
     pub trace_ratio: f64,
     /// Whether metrics about workers carry the labels of their pod.
     pub pod_labels: bool,
+    /// Where the progress of jobs is published.
+    pub progress_redis: Option<RedisUrl>,
+    /// Whose calls are measured; `None`: nobody's.
+    pub ai_providers: Option<Providers>,
+    /// How exports are compared with earlier ones; `None`: they are not.
+    pub validation: Option<ValidationConfig>,
+}
+
+/// How exports are compared with earlier ones.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ValidationConfig {
+    /// Larger files are not digested.
+    pub most_bytes: u64,
+    /// Folder for what is known after a restart.
+    pub state: PathBuf,
 }
 
 /// Settings of `cadscope trace`.
@@ -661,6 +809,41 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
         Ok(Some(OtlpConfig { endpoint, protocol: self.setting(protocol, "otlp_protocol", default)? }))
     }
 
+    /// `None` unless calls are to be measured; the user's hosts are checked in any case.
+    fn ai_providers(&self, measured: Option<bool>) -> Result<Option<Providers>, ConfigError> {
+        let mut providers = Providers::default();
+        if let Some(file) = self.file {
+            for value in file.list("ai_provider")? {
+                let table = value.as_table().ok_or("is no table; begin each with [[ai_provider]]".to_owned());
+                let added = table.and_then(|table| {
+                    if let Some(key) = unknown_key(table, &AI_PROVIDER_KEYS) {
+                        return Err(format!(
+                            "has an unknown key `{key}`; {}",
+                            suggestion(key, &AI_PROVIDER_KEYS)
+                        ));
+                    }
+                    let text = |key: &str| table.get(key).and_then(Value::as_str).unwrap_or_default();
+                    providers.add(text("host"), text("provider"))
+                });
+                added.map_err(|problem| file.wrong("ai_provider", value, &problem))?;
+            }
+        }
+        Ok(self.setting(measured, "ai_latency", false)?.then_some(providers))
+    }
+
+    fn progress_redis(&self, url: Option<String>) -> Result<Option<RedisUrl>, ConfigError> {
+        let url = self.setting(url, "progress_redis", String::new())?;
+        if url.is_empty() {
+            return Ok(None);
+        }
+        // Not the value itself: it can hold a password.
+        url.parse().map(Some).map_err(|problem: String| ConfigError::Value {
+            place: "progress_redis".to_owned(),
+            value: "its value".to_owned(),
+            problem,
+        })
+    }
+
     fn sources(
         &self,
         threshold: Option<ShortTime>,
@@ -680,6 +863,20 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
         rules.collect()
     }
 
+    fn validation(
+        &self,
+        wanted: Option<bool>,
+        most_bytes: Option<u64>,
+        state: Option<PathBuf>,
+    ) -> Result<Option<ValidationConfig>, ConfigError> {
+        let validation = ValidationConfig {
+            most_bytes: self.setting(most_bytes, "export_bytes", 64 << 20)?,
+            state: self.setting(state, "state", PathBuf::from("/var/lib/cadscope"))?,
+        };
+        let wanted = self.setting(wanted, "export_validation", true)?;
+        Ok(wanted.then_some(validation))
+    }
+
     fn command(&self, command: CommandArgs) -> Result<Command, ConfigError> {
         Ok(match command {
             CommandArgs::Agent {
@@ -688,31 +885,59 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
                 otlp_endpoint,
                 otlp_protocol,
                 min_span_duration,
+                min_duration,
+                count_above,
+                remove_above,
                 trace_ratio,
                 pod_labels,
+                progress_redis,
+                ai_latency,
+                export_validation,
+                export_bytes,
+                state,
             } => {
-                let default = SocketAddr::from((Ipv4Addr::LOCALHOST, 9777));
                 let Seconds(linger) = self.setting(linger, "linger", Seconds(60))?;
                 let ShortTime(min_span_duration) = self.setting(
                     min_span_duration,
                     "min_span_duration",
                     ShortTime(Duration::from_millis(1)),
                 )?;
+                let ShortTime(min_duration) =
+                    self.setting(min_duration, "min_duration", ShortTime(Duration::ZERO))?;
+                let limits = Limits {
+                    records: self.setting(count_above, "count_above", 50_000)?.into(),
+                    calls: self.setting(remove_above, "remove_above", 500_000)?.into(),
+                };
                 let Ratio(trace_ratio) = self.setting(trace_ratio, "trace_ratio", Ratio(1.0))?;
-                Command::Agent(AgentConfig {
-                    listen: self.setting(listen, "listen", default)?,
+                Command::Agent(Box::new(AgentConfig {
+                    listen: self.setting(listen, "listen", LISTEN)?,
                     linger: Duration::from_secs(linger),
                     otlp: self.otlp(otlp_endpoint, otlp_protocol)?,
                     min_span_duration,
+                    min_duration,
+                    limits,
                     trace_ratio,
                     pod_labels: self.setting(pod_labels, "pod_labels", true)?,
-                })
+                    progress_redis: self.progress_redis(progress_redis)?,
+                    ai_providers: self.ai_providers(ai_latency)?,
+                    validation: self.validation(export_validation, export_bytes, state)?,
+                }))
             }
             CommandArgs::Trace { output, format, pid, run } => {
                 let target = pid.map_or(Target::Program(run), Target::Process);
                 Command::Trace(TraceConfig { output, format, target })
             }
             CommandArgs::Doctor { format } => Command::Doctor(format),
+            CommandArgs::Top { connect, alone } => {
+                let source = match connect {
+                    Some(url) => TopSource::Agent(url),
+                    None if alone => TopSource::Own,
+                    None => TopSource::Any(self.setting(None, "listen", LISTEN)?),
+                };
+                Command::Top(TopConfig { source })
+            }
+            CommandArgs::Completions { shell } => Command::Completions(shell),
+            CommandArgs::Man { directory } => Command::Man(directory),
             CommandArgs::Probes { pid, files, format } => {
                 Command::Probes(pid.map_or(Subject::Files(files), Subject::Process), format)
             }
@@ -774,10 +999,18 @@ mod tests {
             linger: Duration::from_secs(60),
             otlp: None,
             min_span_duration: Duration::from_millis(1),
+            min_duration: Duration::ZERO,
+            limits: Limits { records: 50_000.0, calls: 500_000.0 },
             trace_ratio: 1.0,
             pod_labels: true,
+            progress_redis: None,
+            ai_providers: None,
+            validation: Some(ValidationConfig {
+                most_bytes: 64 << 20,
+                state: PathBuf::from("/var/lib/cadscope"),
+            }),
         };
-        assert_eq!(config.command, Command::Agent(agent));
+        assert_eq!(config.command, Command::Agent(Box::new(agent)));
         assert!(!config.catalog.probes.is_empty());
     }
 
@@ -884,13 +1117,60 @@ mod tests {
     }
 
     #[test]
+    fn top_looks_for_an_agent_unless_told() {
+        let source = |line: &[&str], env: &[(&str, &str)]| match load(line, env).unwrap().command {
+            Command::Top(top) => top.source,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(source(&["top"], &[]), TopSource::Any(LISTEN));
+        let listen = [("CADSCOPE_LISTEN", "127.0.0.1:1")];
+        assert_eq!(source(&["top"], &listen), TopSource::Any("127.0.0.1:1".parse().unwrap()));
+        assert_eq!(source(&["top", "--alone"], &[]), TopSource::Own);
+        let url = ["top", "--connect", "http://node-7:9777"];
+        assert_eq!(source(&url, &[]), TopSource::Agent("node-7:9777".parse().unwrap()));
+        assert!(Args::try_parse_from(["cadscope", "top", "--connect", "https://a:1"]).is_err());
+    }
+
+    #[test]
+    fn every_command_has_examples() {
+        for command in Args::command().get_subcommands().filter(|command| command.get_name() != "help") {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("Examples:\n  cadscope "), "{}", command.get_name());
+        }
+    }
+
+    #[test]
+    fn hosts_of_ai_providers_are_the_users_and_a_password_is_not_repeated() {
+        let providers = |text: &str, more: &[&str]| {
+            let file = file(text);
+            let arguments = [&["agent", "--config", file.path().to_str().unwrap()], more].concat();
+            load(&arguments, &[]).map(|config| match config.command {
+                Command::Agent(agent) => agent.ai_providers,
+                other => panic!("{other:?}"),
+            })
+        };
+        let table = "[[ai_provider]]\nhost = \"llm.internal\"\nprovider = \"ours\"\n";
+        let mut expected = Providers::default();
+        expected.add("llm.internal", "ours").unwrap();
+        assert_eq!(providers(table, &[]).unwrap(), None);
+        assert_eq!(providers(table, &["--ai-latency"]).unwrap(), Some(expected));
+        assert_eq!(providers("ai_latency = true", &[]).unwrap(), Some(Providers::default()));
+        for wrong in ["host = \"a b\"", "hosts = \"a\"", "host = \"a\""] {
+            let error = providers(&format!("[[ai_provider]]\n{wrong}\n"), &[]).unwrap_err().to_string();
+            assert!(error.contains("ai_provider"), "{error}");
+        }
+        let error = load(&["agent", "--progress-redis", "rediss://:s3cret@h"], &[]).unwrap_err().to_string();
+        assert!(error.contains("redis://HOST") && !error.contains("s3cret"), "{error}");
+    }
+
+    #[test]
     fn help_names_the_variable_of_every_setting() {
         let mut command = Args::command();
         let mut help = command.render_long_help().to_string();
         for sub in command.get_subcommands_mut() {
             help.push_str(&sub.render_long_help().to_string());
         }
-        for key in FILE_KEYS.iter().filter(|key| !["flow", "probe"].contains(key)) {
+        for key in FILE_KEYS.iter().filter(|key| !["ai_provider", "flow", "probe"].contains(key)) {
             let variable = format!("CADSCOPE_{}", key.to_ascii_uppercase());
             assert!(help.contains(&variable), "{variable}");
         }

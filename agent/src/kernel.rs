@@ -7,6 +7,7 @@
 pub mod bpf;
 pub mod mapped_file;
 pub mod offsets;
+pub mod own_memory;
 pub mod perf_uprobe;
 pub mod plain;
 pub mod records;
@@ -18,10 +19,12 @@ use std::ffi::CString;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use aya::maps::{Array, HashMap, Map, PerCpuArray, RingBuf};
+use aya::maps::{Array, HashMap, Map, PerCpuArray, PerCpuHashMap, RingBuf};
 use aya::programs::{ProgramError, RawTracePoint, UProbe};
 use aya::{Ebpf, EbpfLoader, RawTracePointRunOptions, TestRun as _};
+use cadscope_common::aggregate::{Aggregate, AggregateKey};
 use cadscope_common::cookie::{Cookie, Edge};
 use cadscope_common::open::{Capture, Thread};
 use cadscope_common::probe::{ProbeProgram, TallyKey, flags};
@@ -123,12 +126,22 @@ pub enum SiteProgram {
     Jumped,
     /// A call that is only counted.
     Tally,
+    /// Plaintext goes to TLS.
+    TlsWrite,
+    /// Plaintext is asked for.
+    TlsRead,
+    /// It has come.
+    TlsReadEnd,
+    /// A TLS connection is given up.
+    TlsFree,
 }
 
 impl SiteProgram {
-    /// All of them.
-    pub const ALL: [Self; 7] =
+    /// Those that are always loaded.
+    pub const ALWAYS: [Self; 7] =
         [Self::Enter, Self::Leave, Self::Caught, Self::Resumed, Self::Raised, Self::Jumped, Self::Tally];
+    /// Those that are loaded if TLS is to be observed.
+    pub const TLS: [Self; 4] = [Self::TlsWrite, Self::TlsRead, Self::TlsReadEnd, Self::TlsFree];
 
     /// The program for an edge.
     #[must_use]
@@ -148,6 +161,10 @@ impl SiteProgram {
             Self::Raised => "exception_raised",
             Self::Jumped => "jumped",
             Self::Tally => "call_tally",
+            Self::TlsWrite => "tls_write",
+            Self::TlsRead => "tls_read",
+            Self::TlsReadEnd => "tls_read_end",
+            Self::TlsFree => "tls_free",
         }
     }
 }
@@ -170,30 +187,45 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// Loads everything; `sys` is the node's sysfs. With `only_targets`, only processes given to [`Kernel::add_target`] and their descendants are
-    /// observed. `allow_multi = false` forces perf events.
+    /// Loads everything; `sys` is the node's sysfs. With `only_targets`, only processes given to [`Kernel::add_target`] and
+    /// their descendants are observed. `allow_multi = false` forces perf events. `tls`: what goes over TLS is observed, too.
+    /// Calls that return within `min_duration` are counted only.
     ///
     /// # Errors
     /// What the kernel lacks or refuses.
-    pub fn load(sys: &Path, only_targets: bool, allow_multi: bool) -> Result<Self, KernelError> {
+    pub fn load(
+        sys: &Path,
+        only_targets: bool,
+        allow_multi: bool,
+        tls: bool,
+        min_duration: Duration,
+    ) -> Result<Self, KernelError> {
         let facts = offsets::read(&sys.join(KERNEL_BTF))?;
         let multi = allow_multi && facts.has_uprobe_multi;
         let cpus = possible_cpus();
         let settings = Settings {
             offsets: facts.offsets,
+            padding: 0,
+            min_duration_ns: u64::try_from(min_duration.as_nanos()).unwrap_or(u64::MAX),
             only_targets: u32::from(only_targets),
             counted_cpus: if cpus.len() > MAX_COUNTED_CPUS { 1 } else { count_of(&cpus) },
-            padding: 0,
         };
         let object = if multi { Cow::Borrowed(OBJECT) } else { Cow::Owned(bpf::without_sleep(OBJECT)?) };
-        let mut ebpf =
-            EbpfLoader::new().override_global("SETTINGS", bytes_of(&settings), true).load(&object)?;
+        let mut loader = EbpfLoader::new();
+        loader.override_global("SETTINGS", bytes_of(&settings), true);
+        if !tls {
+            // Room for what is never used.
+            loader.map_max_entries("CONNECTIONS", 1).map_max_entries("READINGS", 1);
+        }
+        let mut ebpf = loader.load(&object)?;
+        let programs: Vec<SiteProgram> =
+            SiteProgram::ALWAYS.into_iter().chain(SiteProgram::TLS.into_iter().filter(|_| tls)).collect();
         let mut kernel_multi = Vec::new();
         let mode = if multi {
-            kernel_multi = load_multi(&ebpf, &settings)?;
+            kernel_multi = load_multi(&ebpf, &settings, &programs)?;
             AttachMode::UprobeMulti
         } else {
-            for program in SiteProgram::ALL {
+            for program in programs {
                 let loaded: &mut UProbe = program_of(&mut ebpf, program.name())?;
                 loaded.load().map_err(|error| refused(program.name(), &error))?;
             }
@@ -320,6 +352,16 @@ impl Kernel {
         map.get(&(u64::from(tid) << 32 | u64::from(depth)), 0).ok().map(|Raw(capture)| capture.record)
     }
 
+    /// The count of what was tallied so far inside a call that is open.
+    #[must_use]
+    pub fn tally(&self, tid: u32, start_ns: u64) -> u64 {
+        let map = self.ebpf.map("TALLIES").map(HashMap::<_, Raw<TallyKey>, u64>::try_from);
+        let count = map
+            .and_then(Result::ok)
+            .and_then(|map| map.get(&Raw(TallyKey { tid, padding: 0, start_ns }), 0).ok());
+        count.unwrap_or(0)
+    }
+
     /// Takes the count of what was tallied inside a call that has ended.
     pub fn take_tally(&mut self, tid: u32, start_ns: u64) -> u64 {
         let Ok(mut map) = self.typed_mut::<HashMap<_, Raw<TallyKey>, u64>>("TALLIES") else { return 0 };
@@ -330,6 +372,35 @@ impl Kernel {
             let _ = map.remove(&key);
         }
         count
+    }
+
+    /// What is counted of calls without records, summed over the CPUs.
+    #[must_use]
+    pub fn aggregates(&self) -> Vec<(AggregateKey, Aggregate)> {
+        let Some(map) = self.ebpf.map("AGGREGATES") else { return Vec::new() };
+        let Ok(map) = PerCpuHashMap::<_, Raw<AggregateKey>, Raw<Aggregate>>::try_from(map) else {
+            return Vec::new();
+        };
+        let sum = |sum: Aggregate, Raw(one): &Raw<Aggregate>| Aggregate {
+            count: sum.count.wrapping_add(one.count),
+            sum_ns: sum.sum_ns.wrapping_add(one.sum_ns),
+        };
+        map.iter()
+            .filter_map(Result::ok)
+            .map(|(Raw(key), cpus)| (key, cpus.iter().fold(Aggregate::default(), sum)))
+            .collect()
+    }
+
+    /// Forgets what was counted of a process that has ended.
+    pub fn forget_aggregates(&mut self, keys: impl Iterator<Item = AggregateKey>) {
+        if let Ok(mut map) =
+            self.typed_mut::<PerCpuHashMap<_, Raw<AggregateKey>, Raw<Aggregate>>>("AGGREGATES")
+        {
+            for key in keys {
+                // What is not there need not be removed.
+                let _ = map.remove(&Raw(key));
+            }
+        }
     }
 
     /// When a process last executed a program, nanoseconds of CLOCK_MONOTONIC; `None` if before the agent.
@@ -427,7 +498,11 @@ where
 }
 
 /// Loads the uprobe programs for uprobe_multi, over the maps that aya made.
-fn load_multi(ebpf: &Ebpf, settings: &Settings) -> Result<Vec<(SiteProgram, OwnedFd)>, KernelError> {
+fn load_multi(
+    ebpf: &Ebpf,
+    settings: &Settings,
+    programs: &[SiteProgram],
+) -> Result<Vec<(SiteProgram, OwnedFd)>, KernelError> {
     let damaged = |error: &dyn std::fmt::Display| KernelError::Object(error.to_string());
     let mut object = aya_obj::Object::parse(OBJECT).map_err(|error| damaged(&error))?;
     let globals = std::collections::HashMap::from([("SETTINGS", (bytes_of(settings), true))]);
@@ -448,7 +523,7 @@ fn load_multi(ebpf: &Ebpf, settings: &Settings) -> Result<Vec<(SiteProgram, Owne
         .map_err(|error| damaged(&error))?;
     object.relocate_calls(&text).map_err(|error| damaged(&error))?;
     let mut loaded = Vec::new();
-    for program in SiteProgram::ALL {
+    for program in programs.iter().copied() {
         let name = program.name();
         let found = object.programs.get(name).ok_or_else(|| damaged(&name))?;
         let function = object.functions.get(&found.function_key()).ok_or_else(|| damaged(&name))?;
@@ -467,6 +542,7 @@ fn map_fd(map: &Map) -> Option<RawFd> {
         | Map::HashMap(data)
         | Map::LruHashMap(data)
         | Map::PerCpuArray(data)
+        | Map::PerCpuHashMap(data)
         | Map::RingBuf(data) => data,
         _ => return None,
     };

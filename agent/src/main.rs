@@ -1,12 +1,15 @@
 //! The `cadscope` program: reads the command line, sets up the log, and runs one command.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cadscope::budget::Limits;
 use cadscope::config::{Args, Attach, Command, Config, LogFormat};
 use cadscope::observe::ObserverOptions;
-use cadscope::{agent, coverage, preflight, privileges, trace};
+use cadscope::validation::Store;
+use cadscope::{agent, coverage, manual, preflight, privileges, top, trace};
 use clap::Parser;
 
 /// Exit status for a mistake in what was asked for, as clap uses it.
@@ -21,7 +24,10 @@ fn main() -> ExitCode {
             return ExitCode::from(USAGE);
         }
     };
-    set_up_log(config.log_format);
+    // A log would tear the picture of a terminal that both write to.
+    if !matches!(config.command, Command::Top(_)) || !std::io::stderr().is_terminal() {
+        set_up_log(config.log_format);
+    }
     match run(config) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
@@ -42,14 +48,24 @@ fn run(config: Config) -> anyhow::Result<u8> {
         flow_rules: config.flow_rules,
         linger: Duration::ZERO,
         only_targets: false,
+        ai_providers: None,
         allow_multi: config.attach == Attach::Auto,
+        min_duration: Duration::ZERO,
+        limits: Limits::NONE,
+        keep_files: false,
     };
     match config.command {
         Command::Agent(agent_config) => {
             preflight::require(&node, true)?;
+            // Afterwards no folder can be made and no file locked for itself.
+            let store = agent_config.validation.as_ref().map(|validation| Store::open(&validation.state));
             privileges::give_up(!options.allow_multi || !preflight::has_uprobe_multi(&node))?;
             options.linger = agent_config.linger;
-            agent::run(&agent_config, options).map(|()| 0)
+            options.ai_providers.clone_from(&agent_config.ai_providers);
+            options.min_duration = agent_config.min_duration;
+            options.limits = agent_config.limits;
+            options.keep_files = agent_config.validation.is_some();
+            agent::run(&agent_config, options, store).map(|()| 0)
         }
         Command::Trace(trace_config) => {
             preflight::require(&node, false)?;
@@ -57,6 +73,12 @@ fn run(config: Config) -> anyhow::Result<u8> {
             trace::run(&trace_config, options)
         }
         Command::Doctor(format) => Ok(u8::from(!preflight::report(&node, format)?)),
+        Command::Top(top_config) => {
+            options.linger = Duration::from_secs(60);
+            top::run(&top_config, &node, options)
+        }
+        Command::Completions(shell) => manual::complete(shell).map(|()| 0),
+        Command::Man(directory) => manual::write(&directory).map(|()| 0),
         Command::Probes(subject, format) => coverage::run(&subject, format, &options.catalog, &options.proc),
     }
 }

@@ -11,14 +11,17 @@ use std::time::Duration;
 
 use cadscope_common::record::{Life, ProcessKey};
 
+use crate::ai::{Call, Providers};
 use crate::attach::{Attacher, FileError, Seen};
-use crate::catalog::Catalog;
+use crate::budget::{Budget, Limits, Measure};
+use crate::catalog::{Catalog, Probe};
 use crate::config::SourceOptions;
+use crate::counted::Counted;
 use crate::discover::{self, Containers, FileId, Mapping, Mappings, MappingsError, Step};
 use crate::ending::{End, How};
 use crate::flow_type;
 use crate::identify;
-use crate::in_flight::{self, InFlight};
+use crate::in_flight::{self, InFlight, OpenCall, OpenOperation};
 use crate::job::{Job, Variables};
 use crate::kernel::mapped_file::map_as_program;
 use crate::kernel::{AttachMode, Kernel, KernelError, Records, wait};
@@ -31,6 +34,8 @@ use crate::written::Written;
 
 /// How often the mappings of workers are looked at again, in nanoseconds.
 const REVIEW_NS: u64 = 10_000_000_000;
+/// How often the counts of calls without records are taken, in nanoseconds.
+const COUNTED_NS: u64 = 1_000_000_000;
 /// How often uninteresting files are forgotten, in nanoseconds.
 const FORGET_NS: u64 = 300_000_000_000;
 /// Where Debian's package database lies below the root of a worker, and how much of it is read.
@@ -70,6 +75,24 @@ pub enum Observation {
     },
     /// An operation ended.
     Operation(Box<Operation>),
+    /// Calls of this kind returned so many times, each after about the same time, and are no operations of their own.
+    Repeated {
+        /// One of them, of mean duration, without values.
+        operation: Box<Operation>,
+        /// How many.
+        count: u64,
+        /// They lie inside one of their group.
+        nested: bool,
+    },
+    /// A probe is called too often.
+    Limited {
+        /// Its id.
+        probe: String,
+        /// What was done.
+        measure: Measure,
+        /// Calls a second.
+        rate: f64,
+    },
     /// The probes in a worker's first file were ready so long after it executed its program.
     Ready(Duration),
     /// A file of a process could not be looked at or probed.
@@ -81,6 +104,8 @@ pub enum Observation {
         /// The failure itself.
         error: String,
     },
+    /// A process has called an AI provider.
+    Called(Box<Call>),
     /// A record was not understood.
     Dropped(&'static str),
 }
@@ -99,10 +124,16 @@ pub struct Observer {
     proc: PathBuf,
     variables: Variables,
     sources: Sources,
+    ai_providers: Option<Providers>,
     targets: Targets,
+    /// Ends of workers that were gone when they were recognised: told after what else the ring buffer has of them.
+    late: Vec<Life>,
     reviewed_ns: u64,
     forgot_ns: u64,
     received: u64,
+    budget: Budget,
+    counted: Counted,
+    counted_ns: u64,
 }
 
 /// How to observe.
@@ -126,6 +157,14 @@ pub struct ObserverOptions {
     pub only_targets: bool,
     /// Use uprobe_multi where the kernel has it.
     pub allow_multi: bool,
+    /// The AI providers whose calls are measured; `None`: TLS is not looked at.
+    pub ai_providers: Option<Providers>,
+    /// Calls that return sooner are counted, and are no operations.
+    pub min_duration: Duration,
+    /// How many calls a second of one probe are borne.
+    pub limits: Limits,
+    /// Open the files that workers write and read, for their digests.
+    pub keep_files: bool,
 }
 
 impl Observer {
@@ -134,7 +173,9 @@ impl Observer {
     /// # Errors
     /// What the node lacks.
     pub fn start(options: ObserverOptions) -> Result<Self, ObserveError> {
-        let mut kernel = Kernel::load(&options.sys, options.only_targets, options.allow_multi)?;
+        let tls = options.ai_providers.is_some();
+        let mut kernel =
+            Kernel::load(&options.sys, options.only_targets, options.allow_multi, tls, options.min_duration)?;
         let records = kernel.take_events()?;
         let mappings = Mappings::open(&options.sys)?;
         let now = now_ns();
@@ -142,19 +183,24 @@ impl Observer {
             kernel,
             records,
             mappings,
-            attacher: Attacher::new(options.catalog, options.linger),
+            attacher: Attacher::new(options.catalog, options.linger, tls),
+            ai_providers: options.ai_providers,
             workers: Workers::default(),
             exceptions: Exceptions::default(),
             containers: Containers::default(),
             flow_rules: options.flow_rules,
-            written: Written::new(&options.proc),
+            written: Written::new(&options.proc, options.keep_files),
             proc: options.proc,
             variables: options.variables,
             sources: Sources::new(options.sources),
             targets: Targets::new(!options.only_targets),
+            late: Vec::new(),
             reviewed_ns: now,
             forgot_ns: now,
             received: 0,
+            budget: Budget::new(options.limits, now),
+            counted: Counted::default(),
+            counted_ns: now,
         })
     }
 
@@ -236,20 +282,19 @@ impl Observer {
             self.forgot_ns = now;
             self.attacher.forget_plain();
         }
+        if now.saturating_sub(self.counted_ns) >= COUNTED_NS {
+            self.counted_ns = now;
+            self.take_counts(None, say);
+            self.judge(now, say);
+        }
         self.sources.look(&self.proc, &self.kernel, now);
         self.attacher.sweep(now);
     }
 
     /// Takes everything that has arrived.
     pub fn drain(&mut self, say: &mut dyn FnMut(Observation)) {
-        let mut steps = Vec::new();
-        self.mappings.drain(|step| steps.push(step));
-        for step in steps {
-            match step {
-                Step::Executed { pid } => self.workers.executed(pid),
-                Step::Mapped(mapping) => self.mapped(&mapping, say),
-            }
-        }
+        let late = std::mem::take(&mut self.late);
+        self.follow_mappings(say);
         while let Some(event) = self.records.next(receive::read) {
             self.received += 1;
             match event {
@@ -259,6 +304,57 @@ impl Observer {
                     receive::Unreadable::UnknownKind => "unknown_kind",
                     receive::Unreadable::UnknownProbe => "unknown_probe",
                 })),
+            }
+        }
+        // All that these workers did was in the ring buffer when their end was found, a whole round ago.
+        for life in late {
+            self.exited(&life, say);
+        }
+    }
+
+    fn follow_mappings(&mut self, say: &mut dyn FnMut(Observation)) {
+        let mut steps = Vec::new();
+        self.mappings.drain(|step| steps.push(step));
+        for step in steps {
+            match step {
+                Step::Executed { pid } => self.workers.executed(pid),
+                Step::Mapped(mapping) => self.mapped(&mapping, say),
+            }
+        }
+    }
+
+    /// Takes what the kernel has counted of calls without records, of one process or all.
+    pub fn take_counts(&mut self, pid: Option<u32>, say: &mut dyn FnMut(Observation)) {
+        let now = self.kernel.aggregates();
+        let added = self.counted.take(&now);
+        for (key, more) in added {
+            self.budget.note(key.probe, more.count);
+            let Some(slot) = self.attacher.slot(key.probe) else { continue };
+            let Some(live) = self.workers.get_mut(key.pid) else { continue };
+            announce(live, say);
+            live.operations += more.count;
+            let end_ns = more.sum_ns.checked_div(more.count).unwrap_or(0);
+            let operation = Operation::unread(&slot.probe, &live.worker, end_ns);
+            say(Observation::Repeated {
+                operation: Box::new(operation),
+                count: more.count,
+                nested: key.nested == 1,
+            });
+        }
+        if let Some(pid) = pid {
+            self.kernel.forget_aggregates(now.iter().map(|(key, _)| *key).filter(|key| key.pid == pid));
+            self.counted.forget(pid);
+        }
+    }
+
+    /// Does what has to be done about probes that are called too often.
+    fn judge(&mut self, now: u64, say: &mut dyn FnMut(Observation)) {
+        for (probe, measure, rate) in self.budget.judge(now) {
+            // A refusal comes again with the next second.
+            if self.attacher.limit(&mut self.kernel, probe, measure, rate).unwrap_or(false)
+                && let Some(slot) = self.attacher.slot(probe)
+            {
+                say(Observation::Limited { probe: slot.probe.id.clone(), measure, rate });
             }
         }
     }
@@ -293,6 +389,7 @@ impl Observer {
                     self.enlist(mapping.pid, say);
                 }
             }
+            Ok(Seen::Tls) => self.hold(mapping, say),
             Ok(Seen::Runtime) => {
                 if self.workers.contains(mapping.pid) {
                     self.hold(mapping, say);
@@ -348,16 +445,14 @@ impl Observer {
         let worker = self.worker(process, program, self.attacher.versions_of(pid), executed);
         let live = self.workers.enter(worker, executed.unwrap_or(now));
         say(Observation::Started(Arc::clone(&live.worker)));
-        self.written.hold(pid);
+        self.written.hold(pid, executed);
         for mapping in self.workers.runtimes_of(pid) {
             self.hold(&mapping, say);
         }
         for mapping in discover::mappings_of(&self.proc, pid) {
             self.see(&mapping, say);
         }
-        if let Some(life) = gone {
-            self.exited(&life, say);
-        }
+        self.late.extend(gone);
     }
 
     /// What is known of a process that is a worker.
@@ -369,7 +464,8 @@ impl Observer {
         executed_ns: Option<u64>,
     ) -> Worker {
         let (proc, pid) = (&self.proc, process.pid);
-        let job = Arc::new(Job::from_environ(&discover::environ_of(proc, pid), &self.variables));
+        let job = discover::with_environ(proc, pid, |environ| Job::from_environ(environ, &self.variables));
+        let job = Arc::new(job);
         let command = discover::command_of(proc, pid);
         Worker {
             process,
@@ -404,6 +500,8 @@ impl Observer {
                 self.end(pid, now, None, |_| End::without_exit(How::Unseen), say);
             }
         }
+        let proc = &self.proc;
+        self.attacher.release_gone(now, |pid| discover::is_alive(proc, pid));
     }
 
     fn take(&mut self, event: Event, say: &mut dyn FnMut(Observation)) {
@@ -415,6 +513,7 @@ impl Observer {
                     return;
                 };
                 let worker = self.worker_of(record.process, &slot.versions, say);
+                self.budget.note(record.probe, 1);
                 let mut operation = receive::operation(&record, &slot, worker, &self.exceptions);
                 if operation.probe.ignores(&operation.values) {
                     return;
@@ -424,7 +523,7 @@ impl Observer {
                     let tally = i64::try_from(tally).unwrap_or(i64::MAX);
                     operation.values.insert("tally".to_owned(), Value::Int(tally));
                 }
-                self.written.size(&mut operation);
+                self.written.look(&mut operation);
                 operation.source = self.sources.take(record.tid, record.start_ns, record.end_ns);
                 if let Some(live) = self.workers.get_mut(record.process.pid) {
                     live.did(&mut operation);
@@ -434,32 +533,55 @@ impl Observer {
             Event::Forked { parent, child } => {
                 if self.workers.fork(parent.pid, child, now_ns()).is_some() {
                     self.attacher.inherit(parent.pid, child.pid);
-                    self.written.hold(child.pid);
+                    self.written.hold(child.pid, None);
                 }
             }
-            Event::Executed(process, at_ns) => {
-                if self.workers.get_mut(process.pid).is_some_and(|live| !live.announced) {
-                    self.attacher.release(process.pid, at_ns);
-                    self.written.release(process.pid);
-                    self.workers.end(process.pid, at_ns);
-                } else {
-                    self.end(process.pid, at_ns, None, |_| End::without_exit(How::Replaced), say);
-                }
-                // Mappings of its new program can have been reported before.
-                self.scan(Some(&[process.pid]), say);
-            }
+            Event::Executed(process, at_ns) => self.executed(process, at_ns, say),
             Event::Exited(life) => self.exited(&life, say),
             Event::Resident(resident) => {
                 if let Some(live) = self.workers.get_mut(resident.pid) {
                     live.peaks.note(resident.at_ns, resident.pages);
                 }
             }
-            Event::OutOfMemory(oom) => {
-                if let Some(live) = self.workers.get_mut(oom.process.pid) {
-                    live.oom = Some(receive::out_of_memory(&oom));
+            Event::Exchanged(exchange) => {
+                let call = self.ai_providers.as_ref().and_then(|providers| providers.call(&exchange));
+                if let Some(call) = call {
+                    say(Observation::Called(Box::new(call)));
                 }
             }
+            Event::OutOfMemory(oom) => {
+                self.workers.ran_out_of_memory(oom.process.pid, receive::out_of_memory(&oom));
+            }
         }
+    }
+
+    /// Ends a worker that executed another program. An exec maps its program before it is over: a worker that was
+    /// recognised by that is the new one.
+    fn executed(&mut self, process: ProcessKey, at_ns: u64, say: &mut dyn FnMut(Observation)) {
+        // Its beginning is told there, and before its end.
+        self.follow_mappings(say);
+        match self.workers.get_mut(process.pid) {
+            Some(live) if live.execs == 0 => {
+                live.executed(at_ns);
+                // The kernel side has taken it for the old one.
+                let _ = self.kernel.add_worker(process);
+                if let Some(life) =
+                    self.kernel.ended(process.pid).filter(|life| is_end_of(life, Some(process), Some(at_ns)))
+                {
+                    self.kernel.remove_worker(process.pid);
+                    self.late.push(life);
+                }
+                return;
+            }
+            Some(live) if !live.announced => {
+                self.attacher.release(process.pid, at_ns);
+                self.written.release(process.pid);
+                self.workers.end(process.pid, at_ns);
+            }
+            _ => self.end(process.pid, at_ns, None, |_| End::without_exit(How::Replaced), say),
+        }
+        // Mappings of its new program can have been reported before.
+        self.scan(Some(&[process.pid]), say);
     }
 
     /// The worker that did an operation; one that was not recognised in time is made from what is known.
@@ -473,12 +595,16 @@ impl Observer {
             let executed = self.kernel.executed_ns(process.pid);
             let program = self.workers.program_of(process.pid);
             let worker = self.worker(process, program, of_file.clone(), executed);
+            let gone = self.kernel.ended(process.pid).filter(|life| is_end_of(life, Some(process), executed));
+            if gone.is_some_and(|life| self.workers.has_ended(process.pid, life.at_ns)) {
+                return Arc::new(worker);
+            }
             let live = self.workers.enter(worker, executed.unwrap_or_else(now_ns));
             live.settled = true;
             say(Observation::Started(Arc::clone(&live.worker)));
-            self.written.hold(process.pid);
-            // A refusal shows when the process ends without notice: the review finds it.
-            let _ = self.kernel.add_worker(process);
+            self.written.hold(process.pid, executed);
+            // The kernel side tells of its end: it has made a call.
+            self.late.extend(gone);
             for mapping in self.workers.runtimes_of(process.pid) {
                 self.hold(&mapping, say);
             }
@@ -512,6 +638,7 @@ impl Observer {
         end: impl FnOnce(&mut Live) -> End,
         say: &mut dyn FnMut(Observation),
     ) {
+        self.take_counts(Some(pid), say);
         self.attacher.release(pid, ended_ns);
         self.sources.end(pid);
         self.written.release(pid);
@@ -538,6 +665,19 @@ impl Observer {
     #[must_use]
     pub fn in_flight(&self) -> Vec<InFlight> {
         in_flight::in_flight(&self.kernel, &self.attacher, &self.workers, now_ns())
+    }
+
+    /// The same one by one.
+    #[must_use]
+    pub fn open_operations(&self) -> Vec<OpenOperation> {
+        let (kernel, attacher, workers) = (&self.kernel, &self.attacher, &self.workers);
+        in_flight::open_operations(kernel, attacher, workers, &self.sources, now_ns())
+    }
+
+    /// The calls of probes that are wanted and open now.
+    #[must_use]
+    pub fn open_calls(&self, wanted: impl Fn(&Probe) -> bool) -> Vec<OpenCall> {
+        in_flight::open_calls(&self.kernel, &self.attacher, &self.workers, now_ns(), wanted)
     }
 
     /// The node's procfs.
@@ -573,6 +713,7 @@ impl Observer {
             ("values_unread", count(C::Unread)),
             ("frame_abandoned", count(C::Abandoned)),
             ("no_capture", count(C::NoCapture)),
+            ("count_map_full", count(C::LostAggregate)),
             ("mappings_lost", self.mappings.lost()),
         ]
         .into_iter()

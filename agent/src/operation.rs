@@ -8,6 +8,7 @@ use cadscope_common::record::ProcessKey;
 
 use crate::catalog::Probe;
 use crate::container::Container;
+use crate::inputs::Touched;
 use crate::job::Job;
 use crate::memory::Memory;
 use crate::python::Source;
@@ -44,9 +45,33 @@ pub struct Operation {
     pub values: BTreeMap<String, Value>,
     /// Resident memory of its process; `None` where it was not read.
     pub memory: Option<Memory>,
+    /// The file that it wrote or read; `None` where nobody wants it.
+    pub file: Option<Touched>,
 }
 
 impl Operation {
+    /// A call of which nothing was read but how long it took.
+    #[must_use]
+    pub fn unread(probe: &Arc<Probe>, worker: &Arc<Worker>, duration_ns: u64) -> Self {
+        Self {
+            probe: Arc::clone(probe),
+            worker: Arc::clone(worker),
+            tid: 0,
+            depth: 0,
+            start_ns: 0,
+            end_ns: duration_ns,
+            parent_start_ns: None,
+            outcome: Outcome::Ok,
+            ended_by: "return",
+            exception: None,
+            signal: None,
+            source: None,
+            values: BTreeMap::new(),
+            memory: None,
+            file: None,
+        }
+    }
+
     /// What families over all sorts of operations call it: see [`Probe::operation_name`].
     #[must_use]
     pub fn name(&self) -> Cow<'_, str> {

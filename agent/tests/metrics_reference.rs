@@ -88,5 +88,8 @@ fn the_metric_reference_is_what_the_registry_has() {
         std::fs::write(&file, page()).unwrap();
     }
     let found = std::fs::read_to_string(&file).unwrap_or_default();
-    assert!(found == page(), "docs/metrics.md is not what the registry has: run `cargo xtask docs`");
+    assert!(
+        found == page(),
+        "docs/metrics.md is not what the registry has: run `cargo xtask docs`, or this test with CADSCOPE_WRITE=1"
+    );
 }

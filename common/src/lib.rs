@@ -5,8 +5,10 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod aggregate;
 pub mod cookie;
 pub mod open;
 pub mod probe;
 pub mod record;
 pub mod settings;
+pub mod tls;

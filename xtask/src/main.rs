@@ -13,7 +13,6 @@ use crate::setup::Purpose;
 
 mod alerts;
 mod bench;
-mod bench_resolve;
 mod build;
 mod builds;
 mod dashboards;
@@ -21,6 +20,7 @@ mod demo;
 mod docs;
 mod image;
 mod imports;
+mod kubernetes;
 mod package;
 mod places;
 mod running_agent;
@@ -73,7 +73,8 @@ enum Task {
     /// Root file systems of other Debian suites (mmdebstrap, needs root) and virtual environments with Python wheels.
     /// Makes what is missing; `test` calls it for those it needs.
     Builds {
-        /// Which (all unless told): freecad-1.0, freecad-1.1, wheel-7.7, wheel-7.8, wheel-7.9, wheel-8.0
+        /// Which (all unless told): freecad-1.0, freecad-1.1, wheel-7.7, wheel-7.8, wheel-7.9, wheel-8.0,
+        /// otel-python, otelcol, kubernetes
         names: Vec<String>,
     },
     /// Write what is made from something else
@@ -117,6 +118,16 @@ enum Task {
         #[arg(long)]
         full: bool,
     },
+    /// A real Kubernetes node on this machine: `up`, `kubectl …`, `load IMAGE.tar`, `image …`, `down`
+    ///
+    /// One node with etcd, apiserver, kubelet and containerd, in namespaces of its own; needs root. The programs are
+    /// compiled once, in about five minutes. `k8s image OUT.tar NAME:TAG [--entrypoint ARG]… SOURCE=/DEST…` makes an
+    /// image out of files.
+    K8s {
+        /// What the node is to do; without, it says what there is
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
     /// Measure
     #[command(subcommand)]
     Bench(Bench),
@@ -124,6 +135,48 @@ enum Task {
 
 #[derive(Subcommand)]
 enum Bench {
+    /// What observing one call costs, by class of its sites, against the kernel's floor and bpftrace: docs/bench-calls.md
+    Calls {
+        /// Rounds; in each every way of observing takes its turn
+        #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(3..))]
+        rounds: u32,
+    },
+    /// Operations a second until some are lost, and what the agent uses meanwhile: docs/bench-throughput.md
+    Throughput {
+        /// How long each rate is held
+        #[arg(long, default_value_t = 10)]
+        seconds: u32,
+    },
+    /// What the agent uses beside 1, 50 and 200 idle workers: docs/bench-scale.md
+    Scale {
+        /// How long each number is watched
+        #[arg(long, default_value_t = 20)]
+        seconds: u32,
+    },
+    /// From exec until the first probe is in place, for new and known files: docs/bench-ready.md
+    Ready {
+        /// Workers of each kind
+        #[arg(long, default_value_t = 100)]
+        rounds: u32,
+    },
+    /// Time to place 1,000 sites and to take them away: docs/bench-attach.md
+    Attach {
+        /// How often
+        #[arg(long, default_value_t = 7)]
+        rounds: u32,
+    },
+    /// Time and memory of the agent's start: docs/bench-start.md
+    Start {
+        /// How often
+        #[arg(long, default_value_t = 7)]
+        rounds: u32,
+    },
+    /// What being observed costs FreeCAD's own test suite (two minutes a pair): docs/bench-suite.md
+    Suite {
+        /// Pairs of runs
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(3..))]
+        pairs: u32,
+    },
     /// What finding the probe sites in the libraries of each build costs: docs/bench-resolve.md
     Resolve,
     /// What being observed costs a FreeCAD job, in CPU time and in wall time
@@ -153,7 +206,15 @@ fn main() -> ExitCode {
         Task::Demo { script } => demo::demo(script),
         Task::Test { full } => test::test(test::Rules { full, locked: false }),
         Task::Ci { full } => test::test(test::Rules { full, locked: true }),
-        Task::Bench(Bench::Resolve) => bench_resolve::resolve(),
+        Task::K8s { words } => kubernetes::node(&words),
+        Task::Bench(Bench::Calls { rounds }) => bench::calls(rounds),
+        Task::Bench(Bench::Throughput { seconds }) => bench::throughput(seconds),
+        Task::Bench(Bench::Scale { seconds }) => bench::scale(seconds),
+        Task::Bench(Bench::Ready { rounds }) => bench::ready(rounds),
+        Task::Bench(Bench::Attach { rounds }) => bench::attach(rounds),
+        Task::Bench(Bench::Start { rounds }) => bench::start(rounds),
+        Task::Bench(Bench::Suite { pairs }) => bench::suite(pairs),
+        Task::Bench(Bench::Resolve) => bench::resolve(),
         Task::Bench(Bench::Job { pairs, script }) => bench::job(pairs, script),
     };
     match done {

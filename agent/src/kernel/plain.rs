@@ -1,9 +1,11 @@
 //! Turns bytes into kernel records and back. Its `unsafe` is the reinterpretation of plain bytes, nothing else.
 
+use cadscope_common::aggregate::{Aggregate, AggregateKey};
 use cadscope_common::open::{Capture, Thread};
 use cadscope_common::probe::{ProbeProgram, TallyKey};
 use cadscope_common::record::{Exception, Life, Operation, OutOfMemory, ProcessKey, Resident};
 use cadscope_common::settings::Settings;
+use cadscope_common::tls::Exchange;
 
 /// A type that is valid for every bit pattern and has no implicit padding.
 ///
@@ -20,6 +22,8 @@ macro_rules! plain {
     };
 }
 plain!(
+    Aggregate,
+    AggregateKey,
     Capture,
     Thread,
     ProbeProgram,
@@ -30,7 +34,8 @@ plain!(
     Resident,
     OutOfMemory,
     Settings,
-    TallyKey
+    TallyKey,
+    Exchange
 );
 
 /// A plain value as aya's maps take it.

@@ -75,7 +75,7 @@ fn coverage() -> Vec<Panel> {
             )
             .width(8),
         Panel::new(
-            Draw::Bars,
+            Draw::Lines,
             "Probes skipped",
             "short",
             "By reason: the file does not have the function, or it could not be placed there. /status names each.",

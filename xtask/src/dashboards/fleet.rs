@@ -134,6 +134,7 @@ fn flows() -> Vec<Panel> {
     let rate_of = |what: &str| format!("rate({what}[$__rate_interval])");
     let by_kind = share(completed, By::Flow, success, "flow_type", rate_of);
     let overall = share(completed, By::Flow, success, "", rate_of);
+    let overall = format!(r#"label_replace({overall}, "flow_type", "all", "", "")"#);
     vec![
         Panel::new(
             Draw::Lines,
@@ -142,7 +143,7 @@ fn flows() -> Vec<Panel> {
             "Share of the flows that ended with success, over all and by kind of flow; by what happened, not by \
              FreeCAD's exit status. Only while flows end.",
         )
-        .query("all", or_idle(&overall, "flow_type", "idle"))
+        .query("{{flow_type}}", or_idle(&overall, "flow_type", "idle"))
         .query("{{flow_type}}", by_kind)
         .share(),
         Panel::new(
@@ -361,17 +362,18 @@ fn materials() -> Vec<Panel> {
 
 fn export() -> Vec<Panel> {
     let validation = "deterministic_export_validation_total";
-    let passed = share(validation, By::Versions, r#"result="pass""#, "format", gain);
+    let passed = share(validation, By::Versions, r#"result="pass""#, "format", |what| {
+        format!("rate({what}[$__rate_interval])")
+    });
     vec![
         Panel::new(
-            Draw::Stat,
+            Draw::Lines,
             "13. Export validation",
             "percentunit",
-            "Share of the exports in the time shown that were the same as the earlier export of the same inputs, by \
+            "Share of the exports that were the same as the earlier export of the same inputs, by \
              format; volatile header fields do not count.",
         )
-        .query("{{format}}", or_idle(&passed, "format", "none yet"))
-        .thresholds(&[(0.0, "red"), (0.95, "orange"), (0.999, "green")])
+        .query("{{format}}", or_idle(&passed, "format", "idle"))
         .share()
         .width(8),
         Panel::new(

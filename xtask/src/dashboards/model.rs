@@ -224,6 +224,10 @@ impl Panel {
         if let Some(max) = self.range.1 {
             set(&mut defaults, "max", json!(max));
         }
+        if self.unit == "short" && matches!(self.draw, Draw::Stat | Draw::Table | Draw::Bars) {
+            // What `increase` extrapolates is no whole number.
+            set(&mut defaults, "decimals", json!(0));
+        }
         if self.unit == "percentunit" {
             set(&mut defaults, "decimals", json!(1));
         }
@@ -349,7 +353,7 @@ pub(super) fn data_source_variable() -> Value {
     json!({
         "name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus",
         "includeAll": false, "multi": false, "hide": 0, "refresh": 1, "regex": "", "options": [],
-        "current": {}, "skipUrlSync": false,
+        "skipUrlSync": false,
     })
 }
 
@@ -368,9 +372,9 @@ pub(super) fn query_variable(name: &str, label: &str, title: &str, family: &str,
     let query = format!("label_values({family}, {label})");
     json!({
         "name": name, "label": title, "description": why, "type": "query", "datasource": datasource(),
-        "definition": query, "query": { "query": query, "refId": "variable" },
+        "query": { "query": query, "refId": "variable" },
         "includeAll": false, "multi": false, "hide": 0, "refresh": 2, "regex": "", "sort": 1,
-        "options": [], "current": {}, "skipUrlSync": false,
+        "options": [], "skipUrlSync": false,
     })
 }
 
