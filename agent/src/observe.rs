@@ -20,7 +20,7 @@ use crate::discover::{self, Containers, FileId, Mapping, Mappings, MappingsError
 use crate::ending::{End, How};
 use crate::flow_type;
 use crate::identify;
-use crate::in_flight::{self, InFlight};
+use crate::in_flight::{self, InFlight, OpenOperation};
 use crate::job::{Job, Variables};
 use crate::kernel::mapped_file::map_as_program;
 use crate::kernel::{AttachMode, Kernel, KernelError, Records, wait};
@@ -645,6 +645,13 @@ impl Observer {
     #[must_use]
     pub fn in_flight(&self) -> Vec<InFlight> {
         in_flight::in_flight(&self.kernel, &self.attacher, &self.workers, now_ns())
+    }
+
+    /// The same one by one.
+    #[must_use]
+    pub fn open_operations(&self) -> Vec<OpenOperation> {
+        let (kernel, attacher, workers) = (&self.kernel, &self.attacher, &self.workers);
+        in_flight::open_operations(kernel, attacher, workers, &self.sources, now_ns())
     }
 
     /// The node's procfs.

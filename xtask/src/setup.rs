@@ -152,6 +152,13 @@ const TOOLS: &[Tool] = &[
         source: Source::Debian(&["chromium", "fonts-dejavu-core"]),
     },
     Tool {
+        name: "tmux",
+        why: "is the terminal in which `cadscope top` is tested",
+        purpose: Purpose::Test,
+        is_there: || has("tmux"),
+        source: Source::Debian(&["tmux"]),
+    },
+    Tool {
         name: "Node.js",
         why: "checks the dashboards against the types that Grafana publishes, and draws them",
         purpose: Purpose::Test,

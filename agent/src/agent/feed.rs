@@ -1,7 +1,7 @@
-//! Turns observations into metrics and log lines.
+//! Turns observations into metrics, log lines and what is shown live.
 
 use std::collections::VecDeque;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tracing::{debug, info, warn};
 
@@ -13,6 +13,7 @@ use crate::export::metrics::workers::WorkerLabels;
 use crate::export::traces::Traces;
 use crate::flow::Flows;
 use crate::group::Groups;
+use crate::live::{Recent, Snapshot};
 use crate::observe::{Observation, Observer, now_ns};
 use crate::operation::Worker;
 use crate::rollup::Rollups;
@@ -31,10 +32,17 @@ pub(super) struct Feed<'a> {
     usages: Usages,
     oom_kills: VecDeque<OomStatus>,
     traces: Traces,
+    recent: Recent,
 }
 
 impl<'a> Feed<'a> {
-    pub(super) fn new(metrics: &'a Metrics, rollups: Rollups, pod_labels: bool, traces: Traces) -> Self {
+    pub(super) fn new(
+        metrics: &'a Metrics,
+        rollups: Rollups,
+        pod_labels: bool,
+        traces: Traces,
+        slow: Duration,
+    ) -> Self {
         Self {
             metrics,
             pod_labels,
@@ -44,6 +52,7 @@ impl<'a> Feed<'a> {
             usages: Usages::default(),
             oom_kills: VecDeque::new(),
             traces,
+            recent: Recent::new(slow),
         }
     }
 
@@ -51,6 +60,7 @@ impl<'a> Feed<'a> {
         let metrics = self.metrics;
         let traces = &mut self.traces;
         traces.see(&observation);
+        self.recent.see(&observation);
         self.flows.see(&observation, now_ns(), |step| metrics.flow(&step));
         match observation {
             Observation::Operation(operation) => {
@@ -163,12 +173,18 @@ impl<'a> Feed<'a> {
             if worker.executed_ns.is_none() {
                 self.usages.skip(worker.process.pid, usage.cpu_ns);
             }
+            self.recent.usage(worker.process.pid, usage, now);
             let labels = WorkerLabels::new(worker, self.pod_labels);
             let added = self.usages.take(worker, labels.clone(), usage, now);
             self.metrics.worker_cpu(&labels, added);
         }
         self.metrics.worker_memory(self.usages.used());
         self.metrics.forget_cpu(&self.usages.kept(now));
+    }
+
+    /// What the node does now.
+    pub(super) fn snapshot(&mut self, observer: &Observer) -> Snapshot {
+        self.recent.snapshot(observer)
     }
 
     /// Sends what is left; the workers still run.
