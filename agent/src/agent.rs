@@ -11,13 +11,16 @@ use anyhow::Context;
 use tracing::info;
 
 use self::feed::Feed;
+use crate::clock::WallClock;
 use crate::config::AgentConfig;
 use crate::export::http::{self, Shared, Status};
 use crate::export::metrics::{Metrics, MetricsOptions};
+use crate::export::progress::{Progress, redis};
 use crate::export::traces::Traces;
 use crate::kernel::own_memory::give_back;
 use crate::observe::{Observer, ObserverOptions};
 use crate::rollup::Rollups;
+use crate::validation::{Store, Validation};
 
 mod feed;
 mod status;
@@ -39,7 +42,7 @@ const STATUS_TICKS: u32 = 5;
 ///
 /// # Errors
 /// The port is taken or the node lacks something.
-pub fn run(config: &AgentConfig, options: ObserverOptions) -> anyhow::Result<()> {
+pub fn run(config: &AgentConfig, options: ObserverOptions, store: Option<Store>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let metrics = Arc::new(Metrics::new(MetricsOptions::default()));
     let status = Status {
@@ -51,6 +54,11 @@ pub fn run(config: &AgentConfig, options: ObserverOptions) -> anyhow::Result<()>
     let listener = runtime.block_on(http::bind(&config.listen.to_string()))?;
     let traces = Traces::start(config)?;
     let slow = options.sources.threshold;
+    if let Some(url) = &config.progress_redis {
+        redis::start(url.clone(), shared.progress()).context("cannot publish progress")?;
+    }
+    let validation = config.validation.as_ref().zip(store);
+    let validation = validation.map(|(config, store)| Validation::start(config, store)).transpose()?;
     let observer = Observer::start(options)?;
     info!(listen = %listener.local_addr()?, kernel = observer.mode().as_str(), "observing");
     let stop = Arc::new(AtomicBool::new(false));
@@ -58,7 +66,7 @@ pub fn run(config: &AgentConfig, options: ObserverOptions) -> anyhow::Result<()>
         let (shared, stop, config) = (Arc::clone(&shared), Arc::clone(&stop), config.clone());
         std::thread::Builder::new()
             .name("observe".to_owned())
-            .spawn(move || observe(observer, &config, slow, traces, &shared, &stop))?
+            .spawn(move || observe(observer, &config, slow, traces, validation, &shared, &stop))?
     };
     runtime.block_on(async {
         let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
@@ -68,6 +76,7 @@ pub fn run(config: &AgentConfig, options: ObserverOptions) -> anyhow::Result<()>
                 _ = terminate.recv() => {}
                 _ = tokio::signal::ctrl_c() => {}
             }
+            shared.progress().close();
         })
         .await;
         anyhow::Ok(())
@@ -83,24 +92,27 @@ fn observe(
     config: &AgentConfig,
     slow: Duration,
     traces: Traces,
+    validation: Option<Validation>,
     shared: &Shared,
     stop: &AtomicBool,
 ) {
     let rollups = Rollups::new(observer.attacher().catalog());
-    let mut feed = Feed::new(shared.metrics(), rollups, config.pod_labels, traces, slow);
+    let progress = Progress::new(Arc::clone(shared.progress()), WallClock::of_this_machine());
+    let mut feed =
+        Feed::new(shared.metrics(), rollups, config.pod_labels, traces, validation, progress, slow);
     observer.scan(None, &mut |observation| feed.take(observation));
     observer.drain(&mut |observation| feed.take(observation));
     status::renew(&observer, shared, feed.oom_kills());
     give_back();
     let mut tick = 0_u32;
     let mut received = 0;
-    let mut looks = 0;
     let mut unshown = LIVE_TICKS;
+    let mut looks = 0;
     while !stop.load(Ordering::Relaxed) {
         observer.poll(TICK, &mut |observation| feed.take(observation));
         shared.metrics().events_received(observer.received().saturating_sub(received));
         received = observer.received();
-        feed.tick();
+        feed.tick(&mut observer);
         tick = tick.wrapping_add(1);
         if tick.is_multiple_of(STATUS_TICKS) {
             status::renew(&observer, shared, feed.oom_kills());

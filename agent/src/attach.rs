@@ -20,7 +20,7 @@ use crate::discover::{FileId, Mapping, OpenError, identity, mappings_of, open_ma
 use crate::identify;
 use crate::kernel::mapped_file::MappedFile;
 use crate::kernel::{AttachError, Kernel, KernelError, Link, SiteProgram};
-use crate::plan::{Plan, PlannedProbe, Versions, plan};
+use crate::plan::{Plan, PlannedProbe, TlsEdge, TlsSite, Versions, plan, tls};
 use crate::resolve::{ElfFile, FileOffset, Site, Unreadable};
 
 use self::changes::{Changes, Stamp};
@@ -59,7 +59,7 @@ pub enum FileError {
 pub struct PlacedProbe {
     /// Its id.
     pub id: String,
-    /// Its probe program; of no meaning where it is not placed.
+    /// Its probe program; of no meaning where it is not placed, or has none (TLS).
     pub slot: u16,
     /// Entry and number of exits, or why it is not placed.
     pub sites: Result<(FileOffset, usize), String>,
@@ -100,6 +100,8 @@ pub struct TrackedFile {
     pub versions: Versions,
     /// Whether it holds functions of the catalogue (else it is a C or C++ runtime).
     pub has_probes: bool,
+    /// Whether it holds TLS functions that are observed.
+    pub has_tls: bool,
     /// Whether FreeCAD's configuration can be read through it.
     pub has_freecad_config: bool,
     /// Workers that map it.
@@ -113,7 +115,33 @@ pub struct TrackedFile {
 
 impl TrackedFile {
     const fn seen(&self) -> Seen {
-        if self.has_probes { Seen::Worker } else { Seen::Runtime }
+        match (self.has_probes, self.has_tls) {
+            (true, _) => Seen::Worker,
+            (false, true) => Seen::Tls,
+            (false, false) => Seen::Runtime,
+        }
+    }
+
+    /// Adds the sites of TLS functions.
+    fn add_tls(&mut self, tls: &[TlsSite]) {
+        for (edge, program, id) in [
+            (TlsEdge::ReadEnd, SiteProgram::TlsReadEnd, None),
+            (TlsEdge::Read, SiteProgram::TlsRead, Some("tls.read")),
+            (TlsEdge::Write, SiteProgram::TlsWrite, Some("tls.write")),
+            (TlsEdge::Free, SiteProgram::TlsFree, Some("tls.free")),
+        ] {
+            let sites: Vec<&TlsSite> = tls.iter().filter(|site| site.edge == edge).collect();
+            let Some(first) = sites.first() else { continue };
+            if let Some(id) = id {
+                let exits =
+                    tls.iter().filter(|s| edge == TlsEdge::Read && s.edge == TlsEdge::ReadEnd).count();
+                let sites = Ok((first.site.offset, exits));
+                self.probes.push(PlacedProbe { id: id.to_owned(), slot: u16::MAX, sites, note: None });
+            }
+            let placed = sites.iter().map(|site| placed_site(site.function, &site.site)).collect();
+            self.sites.push((program, placed));
+            self.has_tls = true;
+        }
     }
 
     /// Whether its probes are in place.
@@ -132,6 +160,8 @@ pub enum Seen {
     Worker,
     /// It is a runtime that matters for workers only.
     Runtime,
+    /// It holds TLS functions, which matter in every process.
+    Tls,
 }
 
 /// The table of files and the probe programs in use.
@@ -139,6 +169,8 @@ pub enum Seen {
 pub struct Attacher {
     catalog: Arc<Catalog>,
     linger_ns: u64,
+    /// TLS functions are of interest.
+    tls: bool,
     plain: HashSet<FileId>,
     files: BTreeMap<FileId, TrackedFile>,
     /// What mappings state of files whose identity is another.
@@ -152,12 +184,13 @@ pub struct Attacher {
 }
 
 impl Attacher {
-    /// An empty table.
+    /// An empty table. `tls`: files with TLS functions are of interest, whoever maps them.
     #[must_use]
-    pub fn new(catalog: Arc<Catalog>, linger: Duration) -> Self {
+    pub fn new(catalog: Arc<Catalog>, linger: Duration, tls: bool) -> Self {
         Self {
             catalog,
             linger_ns: u64::try_from(linger.as_nanos()).unwrap_or(u64::MAX),
+            tls,
             plain: HashSet::new(),
             files: BTreeMap::new(),
             stated: HashMap::new(),
@@ -257,7 +290,8 @@ impl Attacher {
                 return Err(error.into());
             }
         };
-        if first.is_plain() {
+        let tls = if self.tls { tls(&bytes)? } else { Vec::new() };
+        if first.is_plain() && tls.is_empty() {
             self.remember_plain(mapping.file);
             return Ok(Seen::Plain);
         }
@@ -275,7 +309,8 @@ impl Attacher {
             occt: own.unwrap_or_default(),
             freecad: if planned.has_freecad_config { found.freecad.clone() } else { String::new() },
         };
-        let tracked = self.track(kernel, (file, stamp), mapping, planned, brings, &found)?;
+        let mut tracked = self.track(kernel, (file, stamp), mapping, planned, brings, &found)?;
+        tracked.add_tls(&tls);
         let seen = tracked.seen();
         self.files.insert(id, tracked);
         Ok(seen)
@@ -336,6 +371,16 @@ impl Attacher {
         let mapped: HashSet<FileId> = mapped.iter().map(|stated| self.identity(*stated)).collect();
         for (id, tracked) in &mut self.files {
             if !mapped.contains(id) && tracked.workers.remove(&pid) && tracked.workers.is_empty() {
+                tracked.idle_since_ns = Some(now_ns);
+            }
+        }
+    }
+
+    /// Releases the processes that are gone of those that are no workers: nobody tells of their end.
+    pub fn release_gone(&mut self, now_ns: u64, is_alive: impl Fn(u32) -> bool) {
+        for tracked in self.files.values_mut().filter(|tracked| tracked.has_tls) {
+            tracked.workers.retain(|pid| is_alive(*pid));
+            if tracked.workers.is_empty() && tracked.idle_since_ns.is_none() {
                 tracked.idle_since_ns = Some(now_ns);
             }
         }
@@ -486,6 +531,7 @@ impl Attacher {
             probes,
             versions: brings,
             has_probes,
+            has_tls: false,
             has_freecad_config: planned.has_freecad_config,
             workers: HashSet::new(),
             sites,

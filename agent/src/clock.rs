@@ -166,6 +166,29 @@ mod tests {
         assert!(since_epoch(clock.at(last)).abs_diff(2 * HOUR + 9_999 * 1_060_000) <= 60_000);
     }
 
+    proptest::proptest! {
+        /// A wall clock that is set again and again, by hours or by some microseconds, ahead and back.
+        #[test]
+        fn every_reading_is_found_again_whatever_the_wall_clock_did(
+            readings in proptest::collection::vec((1_u64..HOUR, -10_000_000_000_000_i64..10_000_000_000_000), 1..60),
+            length in 0_u64..HOUR,
+        ) {
+            let mut clock = WallClock::new(0, 500_000 * HOUR);
+            let (mut monotonic, mut wall, mut seen) = (0, 500_000 * HOUR, Vec::new());
+            for (passed, step) in readings {
+                monotonic += passed;
+                wall = (wall + passed).saturating_add_signed(step);
+                clock.note(monotonic, wall);
+                seen.push((monotonic, wall));
+            }
+            for (monotonic, wall) in seen {
+                proptest::prop_assert!(since_epoch(clock.at(monotonic)).abs_diff(wall) < CHANGE_NS.unsigned_abs());
+                let (start, end) = clock.interval(monotonic, monotonic + length);
+                proptest::prop_assert_eq!(end.duration_since(start).unwrap(), Duration::from_nanos(length));
+            }
+        }
+    }
+
     #[test]
     fn now_is_now() {
         let clock = WallClock::of_this_machine();

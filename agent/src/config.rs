@@ -16,6 +16,8 @@ use clap::{Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use toml::{Table, Value};
 
+use crate::ai::Providers;
+use crate::broker::RedisUrl;
 use crate::budget::Limits;
 use crate::catalog::keys::{suggestion, unknown_key};
 use crate::catalog::{Catalog, CatalogError};
@@ -30,10 +32,14 @@ mod agent_url;
 const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9777);
 
 /// Keys of the configuration file.
-pub const FILE_KEYS: [&str; 22] = [
+pub const FILE_KEYS: [&str; 28] = [
+    "ai_latency",
+    "ai_provider",
     "attach",
     "catalog",
     "count_above",
+    "export_bytes",
+    "export_validation",
     "flow",
     "flow_type_env",
     "job_id_env",
@@ -47,13 +53,18 @@ pub const FILE_KEYS: [&str; 22] = [
     "pod_labels",
     "probe",
     "proc",
+    "progress_redis",
     "remove_above",
     "request_id_env",
     "source_samples",
     "source_threshold",
+    "state",
     "sys",
     "trace_ratio",
 ];
+
+/// Keys of an `[[ai_provider]]` table.
+const AI_PROVIDER_KEYS: [&str; 2] = ["host", "provider"];
 
 /// The command line, as typed.
 #[derive(Clone, Debug, Parser)]
@@ -222,6 +233,25 @@ enum CommandArgs {
         /// [env: CADSCOPE_POD_LABELS] [default: true]
         #[arg(long, value_name = "BOOL")]
         pod_labels: Option<bool>,
+        /// Redis that the progress of jobs is published to, redis://HOST:6379 [env: CADSCOPE_PROGRESS_REDIS]
+        /// [default: none]
+        #[arg(long, value_name = "URL")]
+        progress_redis: Option<String>,
+        /// Measures calls of AI providers, at OpenSSL in every process; see docs/ai-latency.md
+        /// [env: CADSCOPE_AI_LATENCY] [default: false]
+        #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+        ai_latency: Option<bool>,
+        /// Whether exported files are digested and compared with the earlier export of the same inputs
+        /// [env: CADSCOPE_EXPORT_VALIDATION] [default: true]
+        #[arg(long, value_name = "BOOL")]
+        export_validation: Option<bool>,
+        /// Larger files are not digested, in bytes [env: CADSCOPE_EXPORT_BYTES] [default: 67108864]
+        #[arg(long, value_name = "BYTES")]
+        export_bytes: Option<u64>,
+        /// Folder for what is known after a restart: digests of exports
+        /// [env: CADSCOPE_STATE] [default: /var/lib/cadscope]
+        #[arg(long, value_name = "DIR")]
+        state: Option<PathBuf>,
     },
     /// Runs or follows one process and prints its operations: nesting, duration, outcome
     #[command(after_help = TRACE_EXAMPLES)]
@@ -463,7 +493,7 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Command {
     /// `cadscope agent`
-    Agent(AgentConfig),
+    Agent(Box<AgentConfig>),
     /// `cadscope trace`
     Trace(TraceConfig),
     /// `cadscope doctor`
@@ -515,6 +545,21 @@ pub struct AgentConfig {
     pub trace_ratio: f64,
     /// Whether metrics about workers carry the labels of their pod.
     pub pod_labels: bool,
+    /// Where the progress of jobs is published.
+    pub progress_redis: Option<RedisUrl>,
+    /// Whose calls are measured; `None`: nobody's.
+    pub ai_providers: Option<Providers>,
+    /// How exports are compared with earlier ones; `None`: they are not.
+    pub validation: Option<ValidationConfig>,
+}
+
+/// How exports are compared with earlier ones.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ValidationConfig {
+    /// Larger files are not digested.
+    pub most_bytes: u64,
+    /// Folder for what is known after a restart.
+    pub state: PathBuf,
 }
 
 /// Settings of `cadscope trace`.
@@ -764,6 +809,41 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
         Ok(Some(OtlpConfig { endpoint, protocol: self.setting(protocol, "otlp_protocol", default)? }))
     }
 
+    /// `None` unless calls are to be measured; the user's hosts are checked in any case.
+    fn ai_providers(&self, measured: Option<bool>) -> Result<Option<Providers>, ConfigError> {
+        let mut providers = Providers::default();
+        if let Some(file) = self.file {
+            for value in file.list("ai_provider")? {
+                let table = value.as_table().ok_or("is no table; begin each with [[ai_provider]]".to_owned());
+                let added = table.and_then(|table| {
+                    if let Some(key) = unknown_key(table, &AI_PROVIDER_KEYS) {
+                        return Err(format!(
+                            "has an unknown key `{key}`; {}",
+                            suggestion(key, &AI_PROVIDER_KEYS)
+                        ));
+                    }
+                    let text = |key: &str| table.get(key).and_then(Value::as_str).unwrap_or_default();
+                    providers.add(text("host"), text("provider"))
+                });
+                added.map_err(|problem| file.wrong("ai_provider", value, &problem))?;
+            }
+        }
+        Ok(self.setting(measured, "ai_latency", false)?.then_some(providers))
+    }
+
+    fn progress_redis(&self, url: Option<String>) -> Result<Option<RedisUrl>, ConfigError> {
+        let url = self.setting(url, "progress_redis", String::new())?;
+        if url.is_empty() {
+            return Ok(None);
+        }
+        // Not the value itself: it can hold a password.
+        url.parse().map(Some).map_err(|problem: String| ConfigError::Value {
+            place: "progress_redis".to_owned(),
+            value: "its value".to_owned(),
+            problem,
+        })
+    }
+
     fn sources(
         &self,
         threshold: Option<ShortTime>,
@@ -783,6 +863,20 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
         rules.collect()
     }
 
+    fn validation(
+        &self,
+        wanted: Option<bool>,
+        most_bytes: Option<u64>,
+        state: Option<PathBuf>,
+    ) -> Result<Option<ValidationConfig>, ConfigError> {
+        let validation = ValidationConfig {
+            most_bytes: self.setting(most_bytes, "export_bytes", 64 << 20)?,
+            state: self.setting(state, "state", PathBuf::from("/var/lib/cadscope"))?,
+        };
+        let wanted = self.setting(wanted, "export_validation", true)?;
+        Ok(wanted.then_some(validation))
+    }
+
     fn command(&self, command: CommandArgs) -> Result<Command, ConfigError> {
         Ok(match command {
             CommandArgs::Agent {
@@ -796,6 +890,11 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
                 remove_above,
                 trace_ratio,
                 pod_labels,
+                progress_redis,
+                ai_latency,
+                export_validation,
+                export_bytes,
+                state,
             } => {
                 let Seconds(linger) = self.setting(linger, "linger", Seconds(60))?;
                 let ShortTime(min_span_duration) = self.setting(
@@ -810,7 +909,7 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
                     calls: self.setting(remove_above, "remove_above", 500_000)?.into(),
                 };
                 let Ratio(trace_ratio) = self.setting(trace_ratio, "trace_ratio", Ratio(1.0))?;
-                Command::Agent(AgentConfig {
+                Command::Agent(Box::new(AgentConfig {
                     listen: self.setting(listen, "listen", LISTEN)?,
                     linger: Duration::from_secs(linger),
                     otlp: self.otlp(otlp_endpoint, otlp_protocol)?,
@@ -819,7 +918,10 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
                     limits,
                     trace_ratio,
                     pod_labels: self.setting(pod_labels, "pod_labels", true)?,
-                })
+                    progress_redis: self.progress_redis(progress_redis)?,
+                    ai_providers: self.ai_providers(ai_latency)?,
+                    validation: self.validation(export_validation, export_bytes, state)?,
+                }))
             }
             CommandArgs::Trace { output, format, pid, run } => {
                 let target = pid.map_or(Target::Program(run), Target::Process);
@@ -901,8 +1003,14 @@ mod tests {
             limits: Limits { records: 50_000.0, calls: 500_000.0 },
             trace_ratio: 1.0,
             pod_labels: true,
+            progress_redis: None,
+            ai_providers: None,
+            validation: Some(ValidationConfig {
+                most_bytes: 64 << 20,
+                state: PathBuf::from("/var/lib/cadscope"),
+            }),
         };
-        assert_eq!(config.command, Command::Agent(agent));
+        assert_eq!(config.command, Command::Agent(Box::new(agent)));
         assert!(!config.catalog.probes.is_empty());
     }
 
@@ -1032,13 +1140,37 @@ mod tests {
     }
 
     #[test]
+    fn hosts_of_ai_providers_are_the_users_and_a_password_is_not_repeated() {
+        let providers = |text: &str, more: &[&str]| {
+            let file = file(text);
+            let arguments = [&["agent", "--config", file.path().to_str().unwrap()], more].concat();
+            load(&arguments, &[]).map(|config| match config.command {
+                Command::Agent(agent) => agent.ai_providers,
+                other => panic!("{other:?}"),
+            })
+        };
+        let table = "[[ai_provider]]\nhost = \"llm.internal\"\nprovider = \"ours\"\n";
+        let mut expected = Providers::default();
+        expected.add("llm.internal", "ours").unwrap();
+        assert_eq!(providers(table, &[]).unwrap(), None);
+        assert_eq!(providers(table, &["--ai-latency"]).unwrap(), Some(expected));
+        assert_eq!(providers("ai_latency = true", &[]).unwrap(), Some(Providers::default()));
+        for wrong in ["host = \"a b\"", "hosts = \"a\"", "host = \"a\""] {
+            let error = providers(&format!("[[ai_provider]]\n{wrong}\n"), &[]).unwrap_err().to_string();
+            assert!(error.contains("ai_provider"), "{error}");
+        }
+        let error = load(&["agent", "--progress-redis", "rediss://:s3cret@h"], &[]).unwrap_err().to_string();
+        assert!(error.contains("redis://HOST") && !error.contains("s3cret"), "{error}");
+    }
+
+    #[test]
     fn help_names_the_variable_of_every_setting() {
         let mut command = Args::command();
         let mut help = command.render_long_help().to_string();
         for sub in command.get_subcommands_mut() {
             help.push_str(&sub.render_long_help().to_string());
         }
-        for key in FILE_KEYS.iter().filter(|key| !["flow", "probe"].contains(key)) {
+        for key in FILE_KEYS.iter().filter(|key| !["ai_provider", "flow", "probe"].contains(key)) {
             let variable = format!("CADSCOPE_{}", key.to_ascii_uppercase());
             assert!(help.contains(&variable), "{variable}");
         }

@@ -158,16 +158,20 @@ pub fn read_below_root(proc: &Path, pid: u32, path: &Path, limit: u64) -> Option
     Some(bytes)
 }
 
-/// What a process was started with, `NAME=value` texts that end with NUL; empty if it is gone.
-#[must_use]
-pub fn environ_of(proc: &Path, pid: u32) -> Vec<u8> {
+/// Hands over what a process was started with, `NAME=value` texts that end with NUL; empty if it is gone. Environments
+/// hold secrets: no copy of it stays in memory.
+pub fn with_environ<T>(proc: &Path, pid: u32, take: impl FnOnce(&[u8]) -> T) -> T {
     use std::io::Read;
-    let mut bytes = Vec::new();
+    // With room for all of it: it would leave copies where it grew.
+    let mut bytes = Vec::with_capacity(usize::try_from(ENVIRON_BYTES).unwrap_or(0) + 64);
     if let Ok(file) = File::open(proc.join(pid.to_string()).join("environ")) {
         // Half an environment is better than none.
         let _ = file.take(ENVIRON_BYTES).read_to_end(&mut bytes);
     }
-    bytes
+    let taken = take(&bytes);
+    bytes.fill(0);
+    std::hint::black_box(&bytes);
+    taken
 }
 
 /// A regular file below a root, resolved without leaving it. What is no regular file is not opened, only looked at.

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::catalog::Probe;
 use crate::ending::End;
 use crate::observe::Observation;
 use crate::operation::{Operation, Worker};
@@ -95,7 +96,7 @@ impl Flows {
                     say(Step::Completed(&flow.worker, end));
                 }
             }
-            Observation::Repeated { .. } | Observation::Limited { .. } => {}
+            Observation::Repeated { .. } | Observation::Limited { .. } | Observation::Called(_) => {}
             Observation::Ready(_) | Observation::Missed { .. } | Observation::Dropped(_) => {}
         }
     }
@@ -119,7 +120,7 @@ impl Flow {
     }
 
     fn did(&mut self, operation: &Operation, say: &mut impl FnMut(Step<'_>)) {
-        if let Some(stage) = stage_of(operation) {
+        if let Some(stage) = stage_of(&operation.probe) {
             // Operations end inside-out: this one replaces what lies inside it.
             self.waiting.retain(|inner| inner.tid != operation.tid || inner.start_ns < operation.start_ns);
             if self.waiting.len() >= MAX_WAITING {
@@ -151,9 +152,9 @@ impl Flow {
     }
 }
 
-/// The stage that an operation is, wherever it stands.
-fn stage_of(operation: &Operation) -> Option<&'static str> {
-    let probe = &operation.probe;
+/// The stage that operations of a probe are, wherever they stand.
+#[must_use]
+pub fn stage_of(probe: &Probe) -> Option<&'static str> {
     match probe.group.as_deref() {
         Some("load") => return Some("load"),
         Some("save") => return Some("save"),

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use cadscope_common::open::{CAPTURED, Frame, Thread};
 
 use crate::attach::{Attacher, Slot};
+use crate::catalog::Probe;
 use crate::kernel::Kernel;
 use crate::operation::{Outcome, Value, Worker};
 use crate::python::Source;
@@ -61,23 +62,19 @@ pub fn open_operations(
     sources: &Sources,
     now_ns: u64,
 ) -> Vec<OpenOperation> {
-    let mut open = Vec::new();
-    for (tid, thread) in kernel.threads() {
-        let Some(live) = workers.get(thread.process.pid) else { continue };
-        for (depth, frame) in frames(&thread, now_ns) {
-            let Some(slot) = attacher.slot(frame.probe) else { continue };
-            let values = values(kernel, slot, tid, depth, frame);
-            open.push(OpenOperation {
-                worker: Arc::clone(&live.worker),
-                tid,
-                depth,
-                start_ns: frame.start_ns,
-                title: slot.probe.title(&values),
-                kind: slot.probe.kind(&values, Outcome::Ok),
-                source: sources.of_open(tid, frame.start_ns),
-            });
-        }
-    }
+    let calls = open_calls(kernel, attacher, workers, now_ns, |_| true);
+    let mut open: Vec<OpenOperation> = calls
+        .into_iter()
+        .map(|call| OpenOperation {
+            tid: call.tid,
+            depth: call.depth,
+            start_ns: call.start_ns,
+            title: call.probe.title(&call.values),
+            kind: call.probe.kind(&call.values, Outcome::Ok),
+            source: sources.of_open(call.tid, call.start_ns),
+            worker: call.worker,
+        })
+        .collect();
     open.sort_by_key(|operation| (operation.start_ns, operation.depth));
     open.truncate(MAX_OPEN);
     open
@@ -108,6 +105,67 @@ pub fn in_flight(kernel: &Kernel, attacher: &Attacher, workers: &Workers, now_ns
             oldest_ns,
         })
         .collect()
+}
+
+/// A call that is open now.
+#[derive(Clone, Debug)]
+pub struct OpenCall {
+    /// The worker.
+    pub worker: Arc<Worker>,
+    /// The thread.
+    pub tid: u32,
+    /// Operations open around it.
+    pub depth: u32,
+    /// When it began, CLOCK_MONOTONIC.
+    pub start_ns: u64,
+    /// Begin of the observed call around it on its thread.
+    pub parent_start_ns: Option<u64>,
+    /// The probe it is seen by.
+    pub probe: Arc<Probe>,
+    /// What was read at its entry.
+    pub values: BTreeMap<String, Value>,
+    /// What was tallied inside it so far.
+    pub tally: u64,
+}
+
+/// The open calls of probes that are wanted, outermost first on each thread.
+#[must_use]
+pub fn open_calls(
+    kernel: &Kernel,
+    attacher: &Attacher,
+    workers: &Workers,
+    now_ns: u64,
+    wanted: impl Fn(&Probe) -> bool,
+) -> Vec<OpenCall> {
+    let mut open = Vec::new();
+    for (tid, thread) in kernel.threads() {
+        let Some(live) = workers.get(thread.process.pid) else { continue };
+        let mut parent_start_ns = None;
+        let mut of_thread = Vec::new();
+        for (depth, frame) in frames(&thread, now_ns) {
+            let around = parent_start_ns.replace(frame.start_ns);
+            let Some(slot) = attacher.slot(frame.probe).filter(|slot| wanted(&slot.probe)) else { continue };
+            of_thread.push(OpenCall {
+                worker: Arc::clone(&live.worker),
+                tid,
+                depth,
+                start_ns: frame.start_ns,
+                parent_start_ns: around,
+                probe: Arc::clone(&slot.probe),
+                values: values(kernel, slot, tid, depth, frame),
+                tally: if slot.probe.tally.is_some() { kernel.tally(tid, frame.start_ns) } else { 0 },
+            });
+        }
+        if of_thread.is_empty() {
+            continue;
+        }
+        // What ended meanwhile may have been read as what came after it.
+        let now =
+            kernel.thread(tid).map(|thread| frames(&thread, u64::MAX).map(|(_, f)| f.start_ns).collect());
+        let now: Vec<u64> = now.unwrap_or_default();
+        open.extend(of_thread.into_iter().filter(|call| now.contains(&call.start_ns)));
+    }
+    open
 }
 
 /// The open calls of a thread with their depth.

@@ -126,12 +126,22 @@ pub enum SiteProgram {
     Jumped,
     /// A call that is only counted.
     Tally,
+    /// Plaintext goes to TLS.
+    TlsWrite,
+    /// Plaintext is asked for.
+    TlsRead,
+    /// It has come.
+    TlsReadEnd,
+    /// A TLS connection is given up.
+    TlsFree,
 }
 
 impl SiteProgram {
-    /// All of them.
-    pub const ALL: [Self; 7] =
+    /// Those that are always loaded.
+    pub const ALWAYS: [Self; 7] =
         [Self::Enter, Self::Leave, Self::Caught, Self::Resumed, Self::Raised, Self::Jumped, Self::Tally];
+    /// Those that are loaded if TLS is to be observed.
+    pub const TLS: [Self; 4] = [Self::TlsWrite, Self::TlsRead, Self::TlsReadEnd, Self::TlsFree];
 
     /// The program for an edge.
     #[must_use]
@@ -151,6 +161,10 @@ impl SiteProgram {
             Self::Raised => "exception_raised",
             Self::Jumped => "jumped",
             Self::Tally => "call_tally",
+            Self::TlsWrite => "tls_write",
+            Self::TlsRead => "tls_read",
+            Self::TlsReadEnd => "tls_read_end",
+            Self::TlsFree => "tls_free",
         }
     }
 }
@@ -174,8 +188,8 @@ pub struct Kernel {
 
 impl Kernel {
     /// Loads everything; `sys` is the node's sysfs. With `only_targets`, only processes given to [`Kernel::add_target`] and
-    /// their descendants are observed. `allow_multi = false` forces perf events. Calls that return within `min_duration`
-    /// are counted only.
+    /// their descendants are observed. `allow_multi = false` forces perf events. `tls`: what goes over TLS is observed, too.
+    /// Calls that return within `min_duration` are counted only.
     ///
     /// # Errors
     /// What the kernel lacks or refuses.
@@ -183,6 +197,7 @@ impl Kernel {
         sys: &Path,
         only_targets: bool,
         allow_multi: bool,
+        tls: bool,
         min_duration: Duration,
     ) -> Result<Self, KernelError> {
         let facts = offsets::read(&sys.join(KERNEL_BTF))?;
@@ -196,14 +211,21 @@ impl Kernel {
             counted_cpus: if cpus.len() > MAX_COUNTED_CPUS { 1 } else { count_of(&cpus) },
         };
         let object = if multi { Cow::Borrowed(OBJECT) } else { Cow::Owned(bpf::without_sleep(OBJECT)?) };
-        let mut ebpf =
-            EbpfLoader::new().override_global("SETTINGS", bytes_of(&settings), true).load(&object)?;
+        let mut loader = EbpfLoader::new();
+        loader.override_global("SETTINGS", bytes_of(&settings), true);
+        if !tls {
+            // Room for what is never used.
+            loader.map_max_entries("CONNECTIONS", 1).map_max_entries("READINGS", 1);
+        }
+        let mut ebpf = loader.load(&object)?;
+        let programs: Vec<SiteProgram> =
+            SiteProgram::ALWAYS.into_iter().chain(SiteProgram::TLS.into_iter().filter(|_| tls)).collect();
         let mut kernel_multi = Vec::new();
         let mode = if multi {
-            kernel_multi = load_multi(&ebpf, &settings)?;
+            kernel_multi = load_multi(&ebpf, &settings, &programs)?;
             AttachMode::UprobeMulti
         } else {
-            for program in SiteProgram::ALL {
+            for program in programs {
                 let loaded: &mut UProbe = program_of(&mut ebpf, program.name())?;
                 loaded.load().map_err(|error| refused(program.name(), &error))?;
             }
@@ -328,6 +350,16 @@ impl Kernel {
     pub fn capture(&self, tid: u32, depth: u32) -> Option<Operation> {
         let map: HashMap<_, u64, Raw<Capture>> = HashMap::try_from(self.ebpf.map("CAPTURES")?).ok()?;
         map.get(&(u64::from(tid) << 32 | u64::from(depth)), 0).ok().map(|Raw(capture)| capture.record)
+    }
+
+    /// The count of what was tallied so far inside a call that is open.
+    #[must_use]
+    pub fn tally(&self, tid: u32, start_ns: u64) -> u64 {
+        let map = self.ebpf.map("TALLIES").map(HashMap::<_, Raw<TallyKey>, u64>::try_from);
+        let count = map
+            .and_then(Result::ok)
+            .and_then(|map| map.get(&Raw(TallyKey { tid, padding: 0, start_ns }), 0).ok());
+        count.unwrap_or(0)
     }
 
     /// Takes the count of what was tallied inside a call that has ended.
@@ -466,7 +498,11 @@ where
 }
 
 /// Loads the uprobe programs for uprobe_multi, over the maps that aya made.
-fn load_multi(ebpf: &Ebpf, settings: &Settings) -> Result<Vec<(SiteProgram, OwnedFd)>, KernelError> {
+fn load_multi(
+    ebpf: &Ebpf,
+    settings: &Settings,
+    programs: &[SiteProgram],
+) -> Result<Vec<(SiteProgram, OwnedFd)>, KernelError> {
     let damaged = |error: &dyn std::fmt::Display| KernelError::Object(error.to_string());
     let mut object = aya_obj::Object::parse(OBJECT).map_err(|error| damaged(&error))?;
     let globals = std::collections::HashMap::from([("SETTINGS", (bytes_of(settings), true))]);
@@ -487,7 +523,7 @@ fn load_multi(ebpf: &Ebpf, settings: &Settings) -> Result<Vec<(SiteProgram, Owne
         .map_err(|error| damaged(&error))?;
     object.relocate_calls(&text).map_err(|error| damaged(&error))?;
     let mut loaded = Vec::new();
-    for program in SiteProgram::ALL {
+    for program in programs.iter().copied() {
         let name = program.name();
         let found = object.programs.get(name).ok_or_else(|| damaged(&name))?;
         let function = object.functions.get(&found.function_key()).ok_or_else(|| damaged(&name))?;

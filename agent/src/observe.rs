@@ -11,16 +11,17 @@ use std::time::Duration;
 
 use cadscope_common::record::{Life, ProcessKey};
 
+use crate::ai::{Call, Providers};
 use crate::attach::{Attacher, FileError, Seen};
 use crate::budget::{Budget, Limits, Measure};
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, Probe};
 use crate::config::SourceOptions;
 use crate::counted::Counted;
 use crate::discover::{self, Containers, FileId, Mapping, Mappings, MappingsError, Step};
 use crate::ending::{End, How};
 use crate::flow_type;
 use crate::identify;
-use crate::in_flight::{self, InFlight, OpenOperation};
+use crate::in_flight::{self, InFlight, OpenCall, OpenOperation};
 use crate::job::{Job, Variables};
 use crate::kernel::mapped_file::map_as_program;
 use crate::kernel::{AttachMode, Kernel, KernelError, Records, wait};
@@ -103,6 +104,8 @@ pub enum Observation {
         /// The failure itself.
         error: String,
     },
+    /// A process has called an AI provider.
+    Called(Box<Call>),
     /// A record was not understood.
     Dropped(&'static str),
 }
@@ -121,6 +124,7 @@ pub struct Observer {
     proc: PathBuf,
     variables: Variables,
     sources: Sources,
+    ai_providers: Option<Providers>,
     targets: Targets,
     /// Ends of workers that were gone when they were recognised: told after what else the ring buffer has of them.
     late: Vec<Life>,
@@ -153,10 +157,14 @@ pub struct ObserverOptions {
     pub only_targets: bool,
     /// Use uprobe_multi where the kernel has it.
     pub allow_multi: bool,
+    /// The AI providers whose calls are measured; `None`: TLS is not looked at.
+    pub ai_providers: Option<Providers>,
     /// Calls that return sooner are counted, and are no operations.
     pub min_duration: Duration,
     /// How many calls a second of one probe are borne.
     pub limits: Limits,
+    /// Open the files that workers write and read, for their digests.
+    pub keep_files: bool,
 }
 
 impl Observer {
@@ -165,8 +173,9 @@ impl Observer {
     /// # Errors
     /// What the node lacks.
     pub fn start(options: ObserverOptions) -> Result<Self, ObserveError> {
+        let tls = options.ai_providers.is_some();
         let mut kernel =
-            Kernel::load(&options.sys, options.only_targets, options.allow_multi, options.min_duration)?;
+            Kernel::load(&options.sys, options.only_targets, options.allow_multi, tls, options.min_duration)?;
         let records = kernel.take_events()?;
         let mappings = Mappings::open(&options.sys)?;
         let now = now_ns();
@@ -174,12 +183,13 @@ impl Observer {
             kernel,
             records,
             mappings,
-            attacher: Attacher::new(options.catalog, options.linger),
+            attacher: Attacher::new(options.catalog, options.linger, tls),
+            ai_providers: options.ai_providers,
             workers: Workers::default(),
             exceptions: Exceptions::default(),
             containers: Containers::default(),
             flow_rules: options.flow_rules,
-            written: Written::new(&options.proc),
+            written: Written::new(&options.proc, options.keep_files),
             proc: options.proc,
             variables: options.variables,
             sources: Sources::new(options.sources),
@@ -379,6 +389,7 @@ impl Observer {
                     self.enlist(mapping.pid, say);
                 }
             }
+            Ok(Seen::Tls) => self.hold(mapping, say),
             Ok(Seen::Runtime) => {
                 if self.workers.contains(mapping.pid) {
                     self.hold(mapping, say);
@@ -434,7 +445,7 @@ impl Observer {
         let worker = self.worker(process, program, self.attacher.versions_of(pid), executed);
         let live = self.workers.enter(worker, executed.unwrap_or(now));
         say(Observation::Started(Arc::clone(&live.worker)));
-        self.written.hold(pid);
+        self.written.hold(pid, executed);
         for mapping in self.workers.runtimes_of(pid) {
             self.hold(&mapping, say);
         }
@@ -453,7 +464,8 @@ impl Observer {
         executed_ns: Option<u64>,
     ) -> Worker {
         let (proc, pid) = (&self.proc, process.pid);
-        let job = Arc::new(Job::from_environ(&discover::environ_of(proc, pid), &self.variables));
+        let job = discover::with_environ(proc, pid, |environ| Job::from_environ(environ, &self.variables));
+        let job = Arc::new(job);
         let command = discover::command_of(proc, pid);
         Worker {
             process,
@@ -488,6 +500,8 @@ impl Observer {
                 self.end(pid, now, None, |_| End::without_exit(How::Unseen), say);
             }
         }
+        let proc = &self.proc;
+        self.attacher.release_gone(now, |pid| discover::is_alive(proc, pid));
     }
 
     fn take(&mut self, event: Event, say: &mut dyn FnMut(Observation)) {
@@ -509,7 +523,7 @@ impl Observer {
                     let tally = i64::try_from(tally).unwrap_or(i64::MAX);
                     operation.values.insert("tally".to_owned(), Value::Int(tally));
                 }
-                self.written.size(&mut operation);
+                self.written.look(&mut operation);
                 operation.source = self.sources.take(record.tid, record.start_ns, record.end_ns);
                 if let Some(live) = self.workers.get_mut(record.process.pid) {
                     live.did(&mut operation);
@@ -519,7 +533,7 @@ impl Observer {
             Event::Forked { parent, child } => {
                 if self.workers.fork(parent.pid, child, now_ns()).is_some() {
                     self.attacher.inherit(parent.pid, child.pid);
-                    self.written.hold(child.pid);
+                    self.written.hold(child.pid, None);
                 }
             }
             Event::Executed(process, at_ns) => self.executed(process, at_ns, say),
@@ -527,6 +541,12 @@ impl Observer {
             Event::Resident(resident) => {
                 if let Some(live) = self.workers.get_mut(resident.pid) {
                     live.peaks.note(resident.at_ns, resident.pages);
+                }
+            }
+            Event::Exchanged(exchange) => {
+                let call = self.ai_providers.as_ref().and_then(|providers| providers.call(&exchange));
+                if let Some(call) = call {
+                    say(Observation::Called(Box::new(call)));
                 }
             }
             Event::OutOfMemory(oom) => {
@@ -582,7 +602,7 @@ impl Observer {
             let live = self.workers.enter(worker, executed.unwrap_or_else(now_ns));
             live.settled = true;
             say(Observation::Started(Arc::clone(&live.worker)));
-            self.written.hold(process.pid);
+            self.written.hold(process.pid, executed);
             // The kernel side tells of its end: it has made a call.
             self.late.extend(gone);
             for mapping in self.workers.runtimes_of(process.pid) {
@@ -652,6 +672,12 @@ impl Observer {
     pub fn open_operations(&self) -> Vec<OpenOperation> {
         let (kernel, attacher, workers) = (&self.kernel, &self.attacher, &self.workers);
         in_flight::open_operations(kernel, attacher, workers, &self.sources, now_ns())
+    }
+
+    /// The calls of probes that are wanted and open now.
+    #[must_use]
+    pub fn open_calls(&self, wanted: impl Fn(&Probe) -> bool) -> Vec<OpenCall> {
+        in_flight::open_calls(&self.kernel, &self.attacher, &self.workers, now_ns(), wanted)
     }
 
     /// The node's procfs.

@@ -8,6 +8,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use cadscope_common::probe::base;
+use cadscope_common::tls::function;
 
 use crate::catalog::{Catalog, Layout, Probe};
 use crate::identify;
@@ -29,6 +30,64 @@ const JUMPS: [&str; 7] = [
     "__libc_siglongjmp",
     "__siglongjmp",
 ];
+
+/// What a TLS function does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TlsEdge {
+    /// Plaintext is handed in.
+    Write,
+    /// Plaintext is asked for.
+    Read,
+    /// It has been handed out.
+    ReadEnd,
+    /// The connection is given up.
+    Free,
+}
+
+/// OpenSSL's functions by the number that their sites carry. `SSL_write_ex` goes on in `SSL_write_ex2` since 3.3.
+const TLS: [(&str, u16); 5] = [
+    ("SSL_write", function::WRITE),
+    ("SSL_write_ex", function::WRITE_EX),
+    ("SSL_read", function::READ),
+    ("SSL_read_ex", function::READ_EX),
+    ("SSL_free", function::FREE),
+];
+
+/// A site of a TLS function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TlsSite {
+    /// What happens there.
+    pub edge: TlsEdge,
+    /// See [`function`].
+    pub function: u16,
+    /// Where.
+    pub site: Site,
+}
+
+/// The sites of a file's TLS functions; none unless data can be seen both going out and coming in.
+///
+/// # Errors
+/// The file is no ELF file of this machine, or damaged.
+pub fn tls(bytes: &[u8]) -> Result<Vec<TlsSite>, Unreadable> {
+    let elf = ElfFile::parse(bytes)?;
+    let mut sites = Vec::new();
+    for (symbol, function) in TLS.iter().filter(|(symbol, _)| elf.defines(symbol)) {
+        let mut add = |edge, site| sites.push(TlsSite { edge, function: *function, site });
+        if symbol.starts_with("SSL_read") {
+            let placed = elf.place_with(symbol, FollowPolicy::default(), Placement::ReturnFinal, &[]);
+            let Ok(placed) = placed else { continue };
+            add(TlsEdge::Read, placed.entry);
+            placed.exits.iter().for_each(|(site, _)| add(TlsEdge::ReadEnd, *site));
+        } else if let Ok(entry) = elf.entry(symbol) {
+            add(if *function == function::FREE { TlsEdge::Free } else { TlsEdge::Write }, entry);
+        }
+    }
+    let has = |edge| sites.iter().any(|site| site.edge == edge);
+    if !(has(TlsEdge::Write) && has(TlsEdge::ReadEnd)) {
+        sites.clear();
+    }
+    Ok(sites)
+}
 
 /// Versions that layouts are chosen by; `""` = not known.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]

@@ -205,8 +205,14 @@ fn check_proc(proc: &Path, held: u64) -> Check {
 }
 
 fn check_load(sys: &Path) -> Check {
-    match Kernel::load(sys, true, true, std::time::Duration::ZERO) {
-        Ok(kernel) => check("programs", true, format!("load; probes by {}", kernel.mode().as_str()), ""),
+    let load = |tls| Kernel::load(sys, true, true, tls, std::time::Duration::ZERO);
+    let all = load(true);
+    let note = all.as_ref().err().map(|error| format!("; but --ai-latency would not work: {error}"));
+    match all.or_else(|_| load(false)) {
+        Ok(kernel) => {
+            let how = format!("load; probes by {}{}", kernel.mode().as_str(), note.unwrap_or_default());
+            check("programs", true, how, "")
+        }
         Err(error) => check("programs", false, error.to_string(), "report this with the kernel's version"),
     }
 }

@@ -9,6 +9,7 @@ use cadscope_common::record::{
     self, Exception, Life, OPERATION_BARE_BYTES, OPERATION_HEAD_BYTES, OutOfMemory, ProcessKey, Resident,
     ended_by, record_kind,
 };
+use cadscope_common::tls::Exchange;
 
 use crate::attach::Slot;
 use crate::catalog::demangle_type;
@@ -56,6 +57,8 @@ pub enum Event {
     Resident(Resident),
     /// A process is killed because memory ran out.
     OutOfMemory(OutOfMemory),
+    /// A request over TLS was answered, or will not be.
+    Exchanged(Box<Exchange>),
 }
 
 /// Reads one record.
@@ -90,6 +93,9 @@ pub fn read(bytes: &[u8]) -> Result<Event, Unreadable> {
         }
         record_kind::RESIDENT => plain::read(bytes).map(Event::Resident).ok_or(Unreadable::Truncated),
         record_kind::OUT_OF_MEMORY => plain::read(bytes).map(Event::OutOfMemory).ok_or(Unreadable::Truncated),
+        record_kind::EXCHANGE => plain::read(bytes)
+            .map(|exchange| Event::Exchanged(Box::new(exchange)))
+            .ok_or(Unreadable::Truncated),
         _ => Err(Unreadable::UnknownKind),
     }
 }
@@ -152,6 +158,7 @@ pub fn operation(
         signal: (record.signal != 0).then_some(record.signal),
         values,
         memory: memory(record),
+        file: None,
     }
 }
 

@@ -11,3 +11,4 @@ pub mod open;
 pub mod probe;
 pub mod record;
 pub mod settings;
+pub mod tls;

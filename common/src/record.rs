@@ -22,6 +22,8 @@ pub mod record_kind {
     pub const RESIDENT: u32 = 6;
     /// [`OutOfMemory`](super::OutOfMemory): the kernel chose a process to kill.
     pub const OUT_OF_MEMORY: u32 = 7;
+    /// [`Exchange`](crate::tls::Exchange): a request over TLS was answered, or will not be.
+    pub const EXCHANGE: u32 = 8;
 }
 
 /// How a call ended.

@@ -11,9 +11,7 @@ use aya_ebpf::{
 };
 use cadscope_common::{
     cookie::{Base, Cookie, Edge, RETURN_NOT_FINAL},
-    open::{
-        AGGREGATED, AROUND_MASK, CAPTURED, Frame, HOLDS_RECORD, READS_AT_LEAVE, Thread, VISIBLE_SHIFT,
-    },
+    open::{AGGREGATED, AROUND_MASK, CAPTURED, Frame, HOLDS_RECORD, READS_AT_LEAVE, Thread, VISIBLE_SHIFT},
     probe::{MAX_FETCHES, MAX_STEPS, ProbeProgram, TEXT_BLOCK, TEXT_BYTES, WORDS, base, edge, flags, kind},
     record::{OPERATION_HEAD_BYTES, Operation, ended_by, record_kind},
     settings::{Counter, MAX_DEPTH},

@@ -6,6 +6,7 @@
 //! | [`call`] | `call_enter`, `call_leave`: function entries and exits |
 //! | [`unwind`] | `exception_caught`, `jumped`: frames left without a return |
 //! | [`process`] | `process_forked`, `process_executed`, `thread_exited`, `signal_sent`, `signal_delivered` |
+//! | [`tls`] | `tls_write`, `tls_read`, `tls_read_end`, `tls_free`: loaded only if they are asked for |
 //! | [`memory`] | `memory_changing`, `victim_marked`; `cpu_located`, run once on each CPU |
 //!
 //! uprobe programs can sleep, or be preempted by another task that hits a probe on the same CPU, so nothing is kept in
@@ -25,6 +26,7 @@ mod process;
 mod stack;
 mod tally;
 mod task;
+mod tls;
 mod unwind;
 mod user;
 

@@ -12,6 +12,7 @@ use cadscope_common::{
     probe::{MAX_PROBES, ProbeProgram, TallyKey},
     record::{Fate, Life, ProcessKey},
     settings::{COUNTERS as COUNTER_COUNT, Counter, RING_BYTES, Settings},
+    tls::{Connection, ConnectionKey, Reading},
 };
 
 const NO_PREALLOC: u32 = 1;
@@ -104,6 +105,19 @@ pub static CPU_SHARE: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 /// forgets the least recently used.
 #[map]
 pub static TALLIES: LruHashMap<TallyKey, u64> = LruHashMap::with_max_entries(16384, 0);
+
+/// Connection → where the exchange over it is. TLS programs write and remove; the kernel forgets the least recently
+/// used. Of one entry unless these programs are in use.
+#[map]
+pub static CONNECTIONS: LruHashMap<ConnectionKey, Connection> = LruHashMap::with_max_entries(4096, 0);
+
+/// Thread id → the read that it is in, on a connection above. Made at its entry, removed at its exit; else as above.
+#[map]
+pub static READINGS: LruHashMap<u32, Reading> = LruHashMap::with_max_entries(4096, 0);
+
+/// One all-zero connection, to insert copies of. Never written.
+#[map]
+pub static ZERO_CONNECTION: Array<Connection> = Array::with_max_entries(1, 0);
 
 /// Calls that get no records → how many, and how long. Programs write; the agent reads, and removes those of a process
 /// that has ended.

@@ -77,7 +77,9 @@ pub extern "C" fn pages_of(mm: u64) -> u64 {
     let mut counters = MaybeUninit::<[u64; COUNTER_WORDS]>::uninit();
     let from = mm.wrapping_add(u64::from(stat));
     // SAFETY: the size of the array; the source is checked by the helper.
-    unsafe { bpf_probe_read_kernel(counters.as_mut_ptr().cast(), 8 * COUNTER_WORDS as u32, from as *const _) };
+    unsafe {
+        bpf_probe_read_kernel(counters.as_mut_ptr().cast(), 8 * COUNTER_WORDS as u32, from as *const _)
+    };
     // SAFETY: written by the helper in any case.
     let counters = unsafe { counters.assume_init_ref() };
     let pages = if setting!(offsets.percpu_count) == ABSENT {

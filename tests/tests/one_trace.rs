@@ -4,8 +4,12 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -16,6 +20,8 @@ use cadscope_tests::freecad::Job;
 use cadscope_tests::node::{full, require_root, scratch, tool};
 use cadscope_tests::run::{self, Running};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::time::TimeSpec;
+use nix::time::{ClockId, clock_gettime, clock_settime};
 use nix::unistd::Pid;
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -99,6 +105,7 @@ fn an_api_call_and_the_boolean_that_it_led_to_are_one_trace() -> Result<()> {
     let _node = require_root()?;
     let collector = Collector::start()?;
     let agent = Agent::start(&["--otlp-endpoint", &collector.grpc(), "--min-span-duration", "0"])?;
+    warm_up(&agent)?;
     let shop = Shop::open(&collector)?;
     let answer: serde_json::Value = serde_json::from_str(&shop.ask("POST", "/jobs/7")?)?;
     let trace = answer["trace"].as_str().with_context(|| answer.to_string())?;
@@ -174,12 +181,72 @@ fn clocks_agree(tree: &HashMap<&str, &Span>, root: &Span) -> Result<()> {
     Ok(())
 }
 
+/// The wall clock of the machine, an hour ahead; right again when it is dropped.
+struct HourAhead;
+
+impl HourAhead {
+    const HOUR: i64 = 3600;
+
+    fn begin() -> Result<Self> {
+        Self::step(Self::HOUR)?;
+        Ok(Self)
+    }
+
+    fn step(seconds: i64) -> Result<()> {
+        let now = clock_gettime(ClockId::CLOCK_REALTIME)?;
+        Ok(clock_settime(ClockId::CLOCK_REALTIME, now + TimeSpec::new(seconds, 0))?)
+    }
+}
+
+impl Drop for HourAhead {
+    fn drop(&mut self) {
+        Self::step(-Self::HOUR).ok();
+    }
+}
+
+#[test]
+#[ignore = "sets the machine's clock for some seconds"]
+fn clocks_agree_also_after_the_wall_clock_was_set() -> Result<()> {
+    let _node = require_root()?;
+    let collector = Collector::start()?;
+    let agent = Agent::start(&["--otlp-endpoint", &collector.grpc(), "--min-span-duration", "0"])?;
+    warm_up(&agent)?;
+    let shop = Shop::open(&collector)?;
+    let job = |number: u32| -> Result<u64> {
+        let answer: serde_json::Value = serde_json::from_str(&shop.ask("POST", &format!("/jobs/{number}"))?)?;
+        let trace = answer["trace"].as_str().with_context(|| answer.to_string())?;
+        let root = |span: &Span| span.trace == trace && span.attributes.contains_key("process.exit.code");
+        let spans = collector.spans_when("the root of FreeCAD", LIMIT, |spans| spans.iter().any(root))?;
+        let tree = tree(&spans, trace);
+        let root = tree.values().find(|span| root(span)).context("no root of FreeCAD")?;
+        clocks_agree(&tree, root)?;
+        Ok(root.start_ns)
+    };
+    let before = job(1)?;
+    let ahead = HourAhead::begin()?;
+    let after = job(2)?;
+    drop(ahead);
+    let back = job(3)?;
+    ensure!((3_590..3_800).contains(&((after - before) / 1_000_000_000)), "{before} {after}");
+    ensure!(back > before && back < after, "{before} {after} {back}");
+    Ok(())
+}
+
 /// Starts a job of some cuts inside a trace of its own.
 fn start_job(number: u32, cuts: u32, job: &Job) -> Result<Running> {
     let mut command = job.prepared();
     command.env("TRACEPARENT", format!("00-{:032x}-{:016x}-01", trace_number(number), number + 1));
     command.env("JOB_ID", format!("job-{number}")).env("JOB_CUTS", cuts.to_string());
     Ok(Running(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?))
+}
+
+/// Runs jobs until the agent has found the libraries: what comes before their probes is not seen.
+fn warm_up(agent: &Agent) -> Result<()> {
+    run::until("a boolean is counted", 2 * LIMIT, || {
+        run_job(9999, 1).ok()?;
+        let cuts = agent.metrics().ok()?.sum("occt_boolean_duration_seconds_count", &[("operation", "cut")]);
+        (cuts >= 1.0).then_some(())
+    })
 }
 
 fn trace_number(number: u32) -> u128 {
@@ -206,8 +273,7 @@ fn jobs_in_parallel_have_all_their_spans_in_their_own_traces() -> Result<()> {
         "--min-span-duration",
         "0",
     ])?;
-    // The first one finds the libraries: what comes before their probes is not seen.
-    run_job(0, 1)?;
+    warm_up(&agent)?;
     let job = Job::new("cuts.py")?;
     let numbers: Vec<u32> = (1..=jobs).collect();
     for batch in numbers.chunks(8) {
@@ -221,8 +287,8 @@ fn jobs_in_parallel_have_all_their_spans_in_their_own_traces() -> Result<()> {
         let trace = format!("{:032x}", trace_number(number));
         spans.iter().filter(|span| span.trace == trace).cloned().collect()
     };
-    // The cuts, the module that makes them, and the worker itself.
-    let expected = usize::try_from(cuts)? + 2;
+    // The cuts, the module that makes them, the start-up, and the worker itself.
+    let expected = usize::try_from(cuts)? + 3;
     let spans = collector.spans_when("all spans of all jobs", LIMIT, |spans| {
         numbers.iter().all(|number| of_job(spans, *number).len() >= expected)
     })?;
@@ -254,6 +320,7 @@ fn a_collector_that_stalls_or_dies_costs_spans_and_nothing_else() -> Result<()> 
         let all = |spans: &[Span]| spans.iter().filter(|span| span.trace == trace).count() >= 4;
         collector.spans_when(&format!("job {number}"), limit, all).map(drop)
     };
+    warm_up(&agent)?;
     run_job(1, 3)?;
     arrives(&collector, 1, LIMIT)?;
 
@@ -290,6 +357,57 @@ fn a_collector_that_stalls_or_dies_costs_spans_and_nothing_else() -> Result<()> 
     })?;
     run_job(4, 3)?;
     arrives(&collector, 4, LIMIT)
+}
+
+/// An OTLP receiver that refuses some requests, takes its time for others, and then takes them.
+fn moody_collector(refusals: usize) -> Result<(u16, Arc<AtomicUsize>)> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let port = listener.local_addr()?.port();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&asked);
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut reader = BufReader::new(stream.try_clone().ok()?);
+            let mut length = 0;
+            for line in
+                reader.by_ref().lines().map_while(std::io::Result::ok).take_while(|line| !line.is_empty())
+            {
+                let line = line.to_ascii_lowercase();
+                length =
+                    line.strip_prefix("content-length:").map_or(length, |n| n.trim().parse().unwrap_or(0));
+            }
+            reader.read_exact(&mut vec![0; length]).ok()?;
+            let number = counted.fetch_add(1, Ordering::Relaxed);
+            std::thread::sleep(Duration::from_millis(if number < 2 * refusals { 700 } else { 0 }));
+            let status = if number < refusals { "503 Service Unavailable" } else { "200 OK" };
+            write!(stream, "HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").ok()?;
+        }
+        Some(())
+    });
+    Ok((port, asked))
+}
+
+#[test]
+fn a_collector_that_refuses_or_is_slow_gets_every_span_in_the_end() -> Result<()> {
+    let _node = require_root()?;
+    let (port, asked) = moody_collector(3)?;
+    let endpoint = format!("http://127.0.0.1:{port}");
+    let more = ["--otlp-endpoint", &endpoint, "--otlp-protocol", "http/protobuf", "--min-span-duration", "0"];
+    let agent = Agent::start(&more)?;
+    warm_up(&agent)?;
+    run_job(1, 3)?;
+    goes_on(&agent, 4.0)?;
+    let exported = |m: &cadscope_tests::metrics::Metrics| m.sum("cadscope_spans_exported_total", &[]);
+    let metrics = agent.metrics_when(LIMIT, |m| exported(m) >= 6.0)?;
+    ensure!(
+        exported(&metrics) >= 6.0,
+        "{} spans in {} requests",
+        exported(&metrics),
+        asked.load(Ordering::Relaxed)
+    );
+    ensure!(metrics.sum("cadscope_export_errors_total", &[]) >= 3.0, "refusals are not counted");
+    ensure!(metrics.sum("cadscope_spans_dropped_total", &[]) == 0.0, "spans were dropped");
+    Ok(())
 }
 
 /// The agent counts and answers while its collector does not.

@@ -1,11 +1,15 @@
 //! Promise: a slow operation names the line of the job that called it, whatever Python runs inside it.
 
+#![allow(clippy::indexing_slicing, reason = "out of bounds is a failed test")]
+
+use std::ffi::OsStr;
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use cadscope_tests::freecad::Job;
-use cadscope_tests::node::require_root;
+use cadscope_tests::builds::{self, Build};
+use cadscope_tests::node::{require_root, scratch};
 use cadscope_tests::trace;
 use serde::Deserialize;
 
@@ -21,13 +25,27 @@ struct Said {
 #[test]
 fn slow_operations_name_the_line_that_called_them() -> Result<()> {
     let _node = require_root()?;
-    let job = Job::new("lines.py")?;
-    let (command, environment) = (job.command(), job.environment());
+    // Python 3.11, 3.13 and 3.14.
+    for build in builds::wanted().iter().filter(|build| build.has_freecad()) {
+        lines_of(build).with_context(|| build.name.to_owned())?;
+    }
+    Ok(())
+}
+
+fn lines_of(build: &Build) -> Result<()> {
+    let folder = scratch()?;
+    fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("jobs/lines.py"), folder.path().join("lines.py"))?;
+    let prepared = build.command("lines.py", folder.path())?;
+    let text = |text: &OsStr| text.to_string_lossy().into_owned();
+    let command: Vec<String> =
+        std::iter::once(prepared.get_program()).chain(prepared.get_args()).map(text).collect();
+    let environment: Vec<(String, String)> =
+        prepared.get_envs().filter_map(|(name, value)| Some((text(name), text(value?)))).collect();
     let command: Vec<&str> = command.iter().map(String::as_str).collect();
     let environment: Vec<(&str, &str)> = environment.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
     let (ended, trace) = trace::trace(None, &command, &environment, Duration::from_secs(300))?;
     ensure!(ended.code == 0 && ended.stdout.contains("job done"), "{ended:?}");
-    let record = fs::read_to_string(job.folder().join("record"))?;
+    let record = fs::read_to_string(folder.path().join("record"))?;
     let said: Vec<Said> = record.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
     ensure!(said.len() == 6, "{record}");
     let slow: Vec<_> = trace.operations.iter().filter(|o| o.duration_ns() > 350_000_000).collect();

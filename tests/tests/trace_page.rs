@@ -103,6 +103,19 @@ fn a_perfetto_trace_has_every_operation_properly_nested() -> Result<()> {
     let job = Job::new("operations.py")?;
     let trace: Value = serde_json::from_str(&traced(&job, "perfetto", &job.folder().join("job.json"))?)?;
     let events = trace["traceEvents"].as_array().context("no events")?;
+    for event in events {
+        // What the format asks of each kind of event; Perfetto's own parser is in no package registry.
+        let number = |name: &str| event[name].as_f64().is_some_and(|number| number >= 0.0);
+        let text = |name: &str| event[name].as_str().is_some_and(|text| !text.is_empty());
+        let whole = text("name") && event["pid"].is_u64() && event["args"].is_object();
+        let fits = match event["ph"].as_str() {
+            Some("X") => number("ts") && number("dur") && event["tid"].is_u64() && text("cat"),
+            Some("C") => number("ts") && event["args"]["bytes"].is_number(),
+            Some("M") => event["tid"].is_u64() && event["args"]["name"].is_string(),
+            _ => false,
+        };
+        ensure!(whole && fits, "{event}");
+    }
     let slices: Vec<(f64, f64, &str)> = events
         .iter()
         .filter(|event| event["ph"] == "X" && event["cat"] != "worker")

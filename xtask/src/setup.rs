@@ -138,10 +138,17 @@ const TOOLS: &[Tool] = &[
         source: Source::Debian(&["curl"]),
     },
     Tool {
-        name: "Redis",
-        why: "is the broker of the Celery worker in the test of one trace through a whole service",
+        name: "openssl",
+        why: "makes the certificate of the server that stands for an AI provider",
         purpose: Purpose::Test,
-        is_there: || has("redis-server"),
+        is_there: || has("openssl"),
+        source: Source::Debian(&["openssl"]),
+    },
+    Tool {
+        name: "Redis",
+        why: "is the broker of the Celery worker in the test of one trace through a whole service, and gets the progress",
+        purpose: Purpose::Test,
+        is_there: || has("redis-server") && has("redis-cli"),
         source: Source::Debian(&["redis-server"]),
     },
     Tool {

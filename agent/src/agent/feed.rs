@@ -10,14 +10,16 @@ use crate::ending::{End, How, Limit, OutOfMemory, signal_name};
 use crate::export::http::OomStatus;
 use crate::export::metrics::Metrics;
 use crate::export::metrics::workers::WorkerLabels;
+use crate::export::progress::{self, Progress};
 use crate::export::traces::Traces;
 use crate::flow::Flows;
 use crate::group::Groups;
 use crate::live::{Recent, Snapshot};
 use crate::observe::{Observation, Observer, now_ns};
-use crate::operation::Worker;
+use crate::operation::{Operation, Worker};
 use crate::rollup::Rollups;
 use crate::usage::Usages;
+use crate::validation::Validation;
 
 /// Kills that `/status` shows.
 const MAX_OOM_KILLS: usize = 100;
@@ -33,6 +35,8 @@ pub(super) struct Feed<'a> {
     oom_kills: VecDeque<OomStatus>,
     traces: Traces,
     recent: Recent,
+    progress: Progress,
+    validation: Option<Validation>,
 }
 
 impl<'a> Feed<'a> {
@@ -41,6 +45,8 @@ impl<'a> Feed<'a> {
         rollups: Rollups,
         pod_labels: bool,
         traces: Traces,
+        validation: Option<Validation>,
+        progress: Progress,
         slow: Duration,
     ) -> Self {
         Self {
@@ -53,21 +59,28 @@ impl<'a> Feed<'a> {
             oom_kills: VecDeque::new(),
             traces,
             recent: Recent::new(slow),
+            progress,
+            validation,
         }
     }
 
     pub(super) fn take(&mut self, observation: Observation) {
         let metrics = self.metrics;
-        let traces = &mut self.traces;
-        traces.see(&observation);
+        self.traces.see(&observation);
         self.recent.see(&observation);
+        self.progress.see(&observation);
+        let (traces, validation) = (&mut self.traces, &mut self.validation);
+        let mut record = |operation: &Operation, nested| {
+            traces.record(metrics, operation, nested);
+            if let (Some(validation), false) = (&mut *validation, nested) {
+                validation.see(operation, |verdict| metrics.export_validated(&verdict));
+            }
+        };
         self.flows.see(&observation, now_ns(), |step| metrics.flow(&step));
         match observation {
             Observation::Operation(operation) => {
                 self.rollups.see(&operation, |rolled| metrics.record_rollup(&operation.worker, &rolled));
-                self.groups.push(*operation, |operation, nested| {
-                    traces.record(metrics, &operation, nested);
-                });
+                self.groups.push(*operation, |operation, nested| record(&operation, nested));
             }
             Observation::Started(worker) => {
                 metrics.worker_seen();
@@ -77,9 +90,13 @@ impl<'a> Feed<'a> {
             Observation::Ended { worker, end, .. } => {
                 let pid = worker.process.pid;
                 self.rollups.end(pid);
-                self.groups.end(pid, |operation, nested| traces.record(metrics, &operation, nested));
+                self.groups.end(pid, |operation, nested| record(&operation, nested));
+                if let Some(validation) = &mut self.validation {
+                    validation.end(worker.process);
+                }
                 self.ended(&worker, &end);
             }
+            Observation::Called(call) => metrics.ai_call(&call),
             Observation::Repeated { operation, count, nested } => {
                 metrics.record_repeated(&operation, nested, count);
             }
@@ -158,9 +175,25 @@ impl<'a> Feed<'a> {
     }
 
     /// To be called a few times a second.
-    pub(super) fn tick(&mut self) {
+    pub(super) fn tick(&mut self, observer: &mut Observer) {
         self.flows.tick(now_ns(), |step| self.metrics.flow(&step));
         self.traces.tick(self.metrics);
+        if self.progress.is_wanted() {
+            // What is open now has its record afterwards at the latest: nothing before the cut is unknown.
+            let cut_ns = now_ns();
+            let open = observer.open_calls(progress::is_phase);
+            observer.drain(&mut |observation| self.take(observation));
+            self.progress.tell(&open, cut_ns);
+        } else {
+            self.progress.rest();
+        }
+        let counts = self.progress.counts();
+        let (published, refused) = counts.broker();
+        let dropped = [("slow_client", counts.slow()), ("queue_full", counts.lost()), ("redis", refused)];
+        self.metrics.progress(counts.clients(), published, &dropped);
+        for verdict in self.validation.iter().flat_map(Validation::verdicts) {
+            self.metrics.export_validated(&verdict);
+        }
     }
 
     /// Asks procfs what the workers use.

@@ -1,4 +1,4 @@
-//! Turns HTTP requests into pages over the shared state: `/metrics`, `/livez`, `/readyz`, `/status`, `/live`
+//! Turns HTTP requests into pages over the shared state: `/metrics`, `/livez`, `/readyz`, `/status`, `/live`, `/progress`
 //! and `/`, the live page.
 //!
 //! The pages are read-only. A client is not trusted to be quick or few: request heads are limited in size and time,
@@ -11,7 +11,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Query, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -25,6 +25,8 @@ use crate::live::Snapshot;
 
 use super::exposition::Format;
 use super::metrics::{Metrics, OwnUsage};
+use super::progress::hub::Hub;
+use super::progress::stream;
 
 mod live;
 
@@ -232,13 +234,20 @@ pub struct Shared {
     metrics: Arc<Metrics>,
     status: RwLock<Status>,
     live: live::Channel,
+    progress: Arc<Hub>,
 }
 
 impl Shared {
     /// Pages over these metrics and a status that is not ready.
     #[must_use]
     pub fn new(metrics: Arc<Metrics>, status: Status) -> Self {
-        Self { metrics, status: RwLock::new(status), live: live::Channel::new() }
+        Self { metrics, status: RwLock::new(status), live: live::Channel::new(), progress: Arc::default() }
+    }
+
+    /// Who listens to the progress of jobs.
+    #[must_use]
+    pub const fn progress(&self) -> &Arc<Hub> {
+        &self.progress
     }
 
     /// Whether somebody looks at what the node does now.
@@ -339,6 +348,7 @@ pub fn router(state: Arc<Shared>) -> Router {
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(readyz))
         .route("/status", get(status))
+        .route("/progress", get(progress))
         .with_state(state)
 }
 
@@ -367,6 +377,10 @@ async fn status(State(state): State<Arc<Shared>>) -> Response {
         }
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
+}
+
+async fn progress(State(state): State<Arc<Shared>>, Query(asked): Query<stream::Asked>) -> Response {
+    stream::answer(&state.progress, asked)
 }
 
 #[cfg(test)]

@@ -22,10 +22,12 @@ use prometheus_client::registry::Registry;
 
 use self::families::Family;
 use super::exposition::{self, Format};
+use crate::ai::Call;
 use crate::catalog::{Amount, Label, Probe};
 use crate::in_flight::InFlight;
 use crate::operation::{Operation, Outcome, Value, Worker};
 use crate::rollup::Rolled;
+use crate::validation::Verdict;
 
 /// Upper bounds of the classic duration buckets, seconds: 1 ms, below which no alert cares, to the 10 minutes after which
 /// a job is given up; each threshold of an alert (15 s, 30 s, 300 s) is a bound.
@@ -565,6 +567,33 @@ impl Metrics {
         self.raise(&families::EXPORT_ERRORS, &[("exporter", "otlp")], errors as f64);
     }
 
+    /// Records a call of an AI provider.
+    pub fn ai_call(&self, call: &Call) {
+        let labels =
+            [("provider", call.provider.as_str()), ("model", &call.model), ("operation", call.operation)];
+        let observe = |family, duration: Option<Duration>| {
+            let Some(duration) = duration else { return };
+            self.own(family, &labels, |series| {
+                if let Series::Durations(durations) = series {
+                    durations.observe(duration.as_secs_f64(), None);
+                }
+            });
+        };
+        observe(&families::AI_FIRST_BYTE, call.first_byte);
+        observe(&families::AI_LATENCY, call.first_byte.map(|_| call.whole));
+        let [provider, model, operation] = labels;
+        self.add(&families::AI_REQUESTS, &[provider, model, operation, ("status", call.outcome())], 1.0);
+    }
+
+    /// Sets who listens to progress, and raises what became of its events to the running totals.
+    pub fn progress(&self, clients: usize, published: u64, dropped: &[(&str, u64)]) {
+        self.set(&families::PROGRESS_CLIENTS, &[], clients as f64);
+        self.raise(&families::PROGRESS_PUBLISHED, &[], published as f64);
+        for (reason, total) in dropped {
+            self.raise(&families::PROGRESS_DROPPED, &[("reason", reason)], *total as f64);
+        }
+    }
+
     /// Records the time from a worker's exec to its first attached probe.
     pub fn attach_latency(&self, latency: Duration) {
         self.own(&families::ATTACH_LATENCY, &[], |series| {
@@ -597,6 +626,22 @@ impl Metrics {
     /// Counts records that the agent dropped; zero makes the series exist.
     pub fn records_dropped(&self, reason: &str, count: u64) {
         self.add(&families::RECORDS_DROPPED, &[("reason", reason)], count as f64);
+    }
+
+    /// Counts an export that was compared with the earlier one of the same inputs, or could not be.
+    pub fn export_validated(&self, verdict: &Verdict) {
+        match verdict {
+            Verdict::Compared { worker, format, same } => {
+                let labels = [
+                    ("format", format.as_str()),
+                    ("result", if *same { "pass" } else { "fail" }),
+                    ("freecad_version", worker.freecad_version.as_str()),
+                    ("occt_version", worker.occt_version.as_str()),
+                ];
+                self.add(&families::EXPORT_VALIDATION, &labels, 1.0);
+            }
+            Verdict::Not(reason) => self.add(&families::EXPORTS_NOT_COMPARED, &[("reason", reason)], 1.0),
+        }
     }
 
     /// Sets the number of workers alive, by `(freecad_version, occt_version)`.

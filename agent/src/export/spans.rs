@@ -22,6 +22,7 @@ use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
 
 use crate::clock::WallClock;
 use crate::ending::{End, How, Limit, signal_name};
+use crate::flow::stage_of;
 use crate::flow_type;
 use crate::operation::{Operation, Outcome, Value, Worker};
 
@@ -121,6 +122,24 @@ impl Tracer {
             ..self.bare(worker, &place, id, start_time, end_time)
         };
         Some(self.with_resource(worker, with_failure(data, operation)))
+    }
+
+    /// The span of a worker's start-up, from exec to its first operation; none if it did not start under observation.
+    #[must_use]
+    pub fn startup(&mut self, first: &Operation) -> Option<Span> {
+        let worker = &first.worker;
+        let executed_ns = worker.executed_ns?;
+        let place = Some(self.place(worker)).filter(|place| place.sampled)?;
+        let id = self.span_id(worker, 0, executed_ns);
+        let (start_time, end_time) = self.clock.interval(executed_ns, first.start_ns);
+        let mut data = SpanData {
+            parent_span_id: place.root_id,
+            name: Cow::Borrowed("startup"),
+            ..self.bare(worker, &place, id, start_time, end_time)
+        };
+        data.attributes.push(KeyValue::new("cad.stage", "startup"));
+        data.attributes.extend(of_worker(worker));
+        Some(self.with_resource(worker, data))
     }
 
     /// The root span of a worker, or none if its trace is not sampled. Without an end it still runs.
@@ -292,6 +311,8 @@ fn attributes_of(operation: &Operation) -> Vec<KeyValue> {
         KeyValue::new("cad.probe", probe.id.clone()),
         KeyValue::new("cad.outcome", operation.outcome.as_str()),
     ];
+    // The outermost of a thread are the stages of the flow.
+    attributes.extend(stage_of(probe).map(|stage| KeyValue::new("cad.stage", stage)));
     if !function.is_empty() {
         attributes.push(KeyValue::new("cad.function", function.clone()));
     }

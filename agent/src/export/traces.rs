@@ -1,6 +1,7 @@
 //! Turns what is observed into spans on their way: [`Tracer`] makes them, [`Otlp`] sends them; neither where no
 //! endpoint is configured.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -17,7 +18,15 @@ use crate::operation::{Operation, Worker};
 
 /// The traces of the agent.
 #[derive(Debug)]
-pub struct Traces(Option<(Tracer, Otlp)>);
+pub struct Traces(Option<Running>);
+
+#[derive(Debug)]
+struct Running {
+    tracer: Tracer,
+    otlp: Otlp,
+    /// Processes whose first operation is still to come.
+    starting: HashSet<u32>,
+}
 
 impl Traces {
     /// Starts the export, if it is configured.
@@ -28,15 +37,26 @@ impl Traces {
         let Some(otlp) = &config.otlp else { return Ok(Self(None)) };
         let options = SpanOptions { min_duration: config.min_span_duration, ratio: config.trace_ratio };
         let tracer = Tracer::new(options, this_machine(), WallClock::of_this_machine());
-        Ok(Self(Some((tracer, Otlp::start(otlp)?))))
+        Ok(Self(Some(Running { tracer, otlp: Otlp::start(otlp)?, starting: HashSet::new() })))
     }
 
     /// Makes and sends the span of what was observed.
     pub fn see(&mut self, observation: &Observation) {
-        let Some((tracer, otlp)) = &mut self.0 else { return };
+        let Some(Running { tracer, otlp, starting }) = &mut self.0 else { return };
         let span = match observation {
-            Observation::Operation(operation) => tracer.operation(operation),
+            Observation::Started(worker) => {
+                starting.insert(worker.process.pid);
+                None
+            }
+            Observation::Operation(operation) => {
+                // Operations end inside-out: what is told first need not be what began first.
+                if operation.depth == 0 && starting.remove(&operation.worker.process.pid) {
+                    tracer.startup(operation).into_iter().for_each(|span| otlp.send(span));
+                }
+                tracer.operation(operation)
+            }
             Observation::Ended { worker, started_ns, ended_ns, end, .. } => {
+                starting.remove(&worker.process.pid);
                 tracer.worker(worker, *started_ns, *ended_ns, Some(end))
             }
             _ => None,
@@ -48,7 +68,7 @@ impl Traces {
 
     /// Records an operation with the ids of its span as exemplar.
     pub fn record(&self, metrics: &Metrics, operation: &Operation, nested: bool) {
-        let traced = self.0.as_ref().and_then(|(tracer, _)| tracer.traced(operation));
+        let traced = self.0.as_ref().and_then(|running| running.tracer.traced(operation));
         let exemplar = traced.as_ref().map(|Traced { trace_id, span_id, at }| Exemplar {
             trace_id,
             span_id: Some(span_id),
@@ -59,7 +79,7 @@ impl Traces {
 
     /// To be called a few times a second: follows the wall clock, publishes what became of the spans.
     pub fn tick(&mut self, metrics: &Metrics) {
-        let Some((tracer, otlp)) = &mut self.0 else { return };
+        let Some(Running { tracer, otlp, .. }) = &mut self.0 else { return };
         tracer.look_at_the_clock();
         let counts = otlp.counts();
         let total = |count: &std::sync::atomic::AtomicU64| count.load(Ordering::Relaxed);
@@ -69,7 +89,7 @@ impl Traces {
 
     /// Ends the export. Workers that still run get a root span up to now, so that what they did has one.
     pub fn end<'a>(self, running: impl Iterator<Item = (&'a Arc<Worker>, u64)>, now_ns: u64) {
-        let Some((mut tracer, otlp)) = self.0 else { return };
+        let Some(Running { mut tracer, otlp, .. }) = self.0 else { return };
         for (worker, started_ns) in running {
             if let Some(span) = tracer.worker(worker, started_ns, now_ns, None) {
                 otlp.send(span);

@@ -5,6 +5,7 @@ use cadscope_common::open::{Capture, Thread};
 use cadscope_common::probe::{ProbeProgram, TallyKey};
 use cadscope_common::record::{Exception, Life, Operation, OutOfMemory, ProcessKey, Resident};
 use cadscope_common::settings::Settings;
+use cadscope_common::tls::Exchange;
 
 /// A type that is valid for every bit pattern and has no implicit padding.
 ///
@@ -33,7 +34,8 @@ plain!(
     Resident,
     OutOfMemory,
     Settings,
-    TallyKey
+    TallyKey,
+    Exchange
 );
 
 /// A plain value as aya's maps take it.

@@ -72,6 +72,23 @@ fn a_worker_in_a_trace_is_a_child_of_the_span_that_started_it() {
 }
 
 #[test]
+fn stages_are_children_of_the_root() {
+    let mut tracer = tracer(0, 1.0);
+    let started = Arc::new(Worker { executed_ns: Some(100_000), ..(*worker(7, PARENT)).clone() });
+    let probe =
+        crate::catalog::Probe { group: Some("export".to_owned()), ..samples::probe("x.step", "export STEP") };
+    let first = samples::operation(&Arc::new(probe), &started, 1.0, 2.0);
+    let (startup, export) = (tracer.startup(&first).unwrap(), tracer.operation(&first).unwrap());
+    let root = tracer.worker(&started, 100_000, 9_000_000, None).unwrap().data.span_context.span_id();
+    assert_eq!((startup.data.parent_span_id, export.data.parent_span_id), (root, root));
+    assert_eq!(attribute(&startup, "cad.stage").as_deref(), Some("startup"));
+    assert_eq!(attribute(&export, "cad.stage").as_deref(), Some("export"));
+    assert_eq!(startup.data.end_time, export.data.start_time);
+    assert_ne!(startup.data.span_context.span_id(), root);
+    assert!(tracer.startup(&boolean(&worker(7, PARENT), 1.0, 2.0)).is_none(), "it ran before the agent");
+}
+
+#[test]
 fn a_parent_that_is_not_sampled_has_no_children() {
     let environ = b"TRACEPARENT=00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00";
     let (mut tracer, worker) = (tracer(0, 1.0), worker(7, environ));
