@@ -17,6 +17,7 @@ use crate::export::http::{self, Shared, Status};
 use crate::export::metrics::{Metrics, MetricsOptions};
 use crate::export::progress::{Progress, redis};
 use crate::export::traces::Traces;
+use crate::kernel::own_memory::give_back;
 use crate::observe::{Observer, ObserverOptions};
 use crate::rollup::Rollups;
 
@@ -29,6 +30,8 @@ const TICK: Duration = Duration::from_millis(100);
 const USAGE_TICKS: u32 = 50;
 /// Ticks between two looks at what is in flight.
 const IN_FLIGHT_TICKS: u32 = 10;
+/// Ticks after which memory that the analysis of files took is given back.
+const GIVE_BACK_TICKS: u32 = 20;
 /// Ticks between two renewals of `/status`.
 const STATUS_TICKS: u32 = 5;
 
@@ -82,13 +85,15 @@ fn observe(mut observer: Observer, config: &AgentConfig, traces: Traces, shared:
     let rollups = Rollups::new(observer.attacher().catalog());
     let progress = Progress::new(Arc::clone(shared.progress()), WallClock::of_this_machine());
     let mut feed = Feed::new(shared.metrics(), rollups, config.pod_labels, traces, progress);
-    observer.scan(None, &mut |observation| feed.take(&observation));
-    observer.drain(&mut |observation| feed.take(&observation));
+    observer.scan(None, &mut |observation| feed.take(observation));
+    observer.drain(&mut |observation| feed.take(observation));
     status::renew(&observer, shared, feed.oom_kills());
+    give_back();
     let mut tick = 0_u32;
     let mut received = 0;
+    let mut looks = 0;
     while !stop.load(Ordering::Relaxed) {
-        observer.poll(TICK, &mut |observation| feed.take(&observation));
+        observer.poll(TICK, &mut |observation| feed.take(observation));
         shared.metrics().events_received(observer.received().saturating_sub(received));
         received = observer.received();
         feed.tick(&mut observer);
@@ -99,10 +104,14 @@ fn observe(mut observer: Observer, config: &AgentConfig, traces: Traces, shared:
         if tick.is_multiple_of(IN_FLIGHT_TICKS) {
             shared.metrics().in_flight(&observer.in_flight());
         }
+        if tick.is_multiple_of(GIVE_BACK_TICKS) && looks != observer.attacher().looks() {
+            looks = observer.attacher().looks();
+            give_back();
+        }
         if tick % USAGE_TICKS == 1 {
             feed.look_at_usage(&observer);
         }
     }
-    observer.drain(&mut |observation| feed.take(&observation));
+    observer.drain(&mut |observation| feed.take(observation));
     feed.end(&observer);
 }

@@ -14,6 +14,7 @@ use std::time::Duration;
 use cadscope_common::cookie::Cookie;
 use cadscope_common::probe::{MAX_PROBES, ProbeProgram, flags};
 
+use crate::budget::Measure;
 use crate::catalog::{Catalog, Layout, Probe};
 use crate::discover::{FileId, Mapping, OpenError, identity, mappings_of, open_mapped};
 use crate::identify;
@@ -25,6 +26,7 @@ use crate::resolve::{ElfFile, FileOffset, Site, Unreadable};
 use self::changes::{Changes, Stamp};
 
 mod changes;
+mod limit;
 
 /// Files that are remembered as uninteresting; the memory starts anew beyond.
 const MAX_PLAIN: usize = 100_000;
@@ -57,6 +59,8 @@ pub enum FileError {
 pub struct PlacedProbe {
     /// Its id.
     pub id: String,
+    /// Its probe program; of no meaning where it is not placed.
+    pub slot: u16,
     /// Entry and number of exits, or why it is not placed.
     pub sites: Result<(FileOffset, usize), String>,
     /// What is not complete about it.
@@ -72,6 +76,9 @@ pub struct Slot {
     pub layout: Option<usize>,
     /// Versions of the files that use it; the first, if they differ.
     pub versions: Versions,
+    /// What is done because it is hit so often, and how often that was, a second.
+    pub limited: (Measure, f64),
+    program: ProbeProgram,
 }
 
 impl Slot {
@@ -129,7 +136,7 @@ impl TrackedFile {
                 let exits =
                     tls.iter().filter(|s| edge == TlsEdge::Read && s.edge == TlsEdge::ReadEnd).count();
                 let sites = Ok((first.site.offset, exits));
-                self.probes.push(PlacedProbe { id: id.to_owned(), sites, note: None });
+                self.probes.push(PlacedProbe { id: id.to_owned(), slot: u16::MAX, sites, note: None });
             }
             let placed = sites.iter().map(|site| placed_site(site.function, &site.site)).collect();
             self.sites.push((program, placed));
@@ -168,11 +175,12 @@ pub struct Attacher {
     files: BTreeMap<FileId, TrackedFile>,
     /// What mappings state of files whose identity is another.
     stated: HashMap<FileId, FileId>,
-    slots: Vec<Slot>,
+    slots: Vec<Arc<Slot>>,
     slot_of: HashMap<(String, Option<usize>), u16>,
     tail_calls: HashSet<u16>,
     /// None where the kernel refuses to tell of changes.
     changes: Option<Changes>,
+    looks: u64,
 }
 
 impl Attacher {
@@ -190,6 +198,7 @@ impl Attacher {
             slot_of: HashMap::new(),
             tail_calls: HashSet::new(),
             changes: Changes::new().ok(),
+            looks: 0,
         }
     }
 
@@ -223,8 +232,20 @@ impl Attacher {
 
     /// What a probe program number stands for.
     #[must_use]
-    pub fn slot(&self, index: u32) -> Option<&Slot> {
+    pub fn slot(&self, index: u32) -> Option<&Arc<Slot>> {
         self.slots.get(usize::try_from(index).ok()?)
+    }
+
+    /// Files that have been looked at, plain ones too.
+    #[must_use]
+    pub const fn looks(&self) -> u64 {
+        self.looks
+    }
+
+    /// Probes that are called too often: id, what is done about it, calls a second.
+    pub fn limited(&self) -> impl Iterator<Item = (&str, Measure, f64)> {
+        let limited = self.slots.iter().filter(|slot| slot.limited.0 != Measure::Record);
+        limited.map(|slot| (slot.probe.id.as_str(), slot.limited.0, slot.limited.1))
     }
 
     /// Every file of interest.
@@ -260,6 +281,7 @@ impl Attacher {
         }
         let stamp = Stamp::of(&file).map_err(|error| FileError::Read(error.to_string()))?;
         let bytes = map(&file)?;
+        self.looks += 1;
         // A first look without versions is enough to know whether the file is of interest at all.
         let first = match plan(&bytes, &self.catalog, &Versions::default()) {
             Ok(first) => first,
@@ -463,13 +485,21 @@ impl Attacher {
         let mut probes = Vec::new();
         let has_probes = planned.has_probes();
         for planned in &planned.probes {
+            let mut number = 0;
             let placed = match &planned.sites {
                 Ok(sites) => {
                     let slot =
                         self.slot_for(kernel, &planned.probe, planned.layout, sites.tail_calls, versions)?;
+                    number = slot;
+                    if let Some((Measure::Remove, rate)) = self.slot(u32::from(slot)).map(|slot| slot.limited)
+                    {
+                        let sites = Err(too_hot(rate));
+                        probes.push(PlacedProbe { id: planned.probe.id.clone(), slot, sites, note: None });
+                        continue;
+                    }
                     if planned.probe.tallies.is_some() {
                         tally.push(placed_site(slot, &sites.entry));
-                        note_tally(&mut probes, planned, versions, sites.entry.offset);
+                        note_tally(&mut probes, planned, slot, versions, sites.entry.offset);
                         continue;
                     }
                     enter.push(placed_site(slot, &sites.entry));
@@ -479,7 +509,7 @@ impl Attacher {
                 Err(reason) => Err(reason.to_string()),
             };
             let note = planned.note(versions);
-            probes.push(PlacedProbe { id: planned.probe.id.clone(), sites: placed, note });
+            probes.push(PlacedProbe { id: planned.probe.id.clone(), slot: number, sites: placed, note });
         }
         // Two probes can share an exit (a followed tail call); one hit ends both.
         leave.sort_by_key(|(offset, cookie)| (*offset, cookie.edge_bits()));
@@ -521,6 +551,7 @@ impl Attacher {
         versions: &Versions,
     ) -> Result<u16, FileError> {
         let key = (probe.id.clone(), layout);
+        let group = probe.group.as_deref().and_then(|group| self.catalog.group_number(group));
         let known = self.slot_of.get(&key).copied();
         if let Some(slot) = known
             && (!tail_calls || self.tail_calls.contains(&slot))
@@ -546,19 +577,40 @@ impl Attacher {
             program.flags |= flags::TAIL_CALLS;
             self.tail_calls.insert(slot);
         }
-        kernel.set_probe(u32::from(slot), &program)?;
-        if known.is_none() {
-            self.slots.push(Slot { probe: Arc::clone(probe), layout, versions: versions.clone() });
-            self.slot_of.insert(key, slot);
+        program.flags |= u32::from(group.unwrap_or(0)) << flags::GROUP_SHIFT;
+        match self.slots.get_mut(usize::from(slot)) {
+            Some(known) => {
+                program.flags |= known.program.flags & flags::AGGREGATE;
+                Arc::make_mut(known).program = program;
+            }
+            None => {
+                let limited = (Measure::Record, 0.0);
+                let versions = versions.clone();
+                self.slots.push(Arc::new(Slot {
+                    probe: Arc::clone(probe),
+                    layout,
+                    versions,
+                    limited,
+                    program,
+                }));
+                self.slot_of.insert(key, slot);
+            }
         }
+        kernel.set_probe(u32::from(slot), &program)?;
         Ok(slot)
     }
 }
 
 /// Notes a probe whose calls are only counted: it has no exits.
-fn note_tally(probes: &mut Vec<PlacedProbe>, planned: &PlannedProbe, versions: &Versions, entry: FileOffset) {
+fn note_tally(
+    probes: &mut Vec<PlacedProbe>,
+    planned: &PlannedProbe,
+    slot: u16,
+    versions: &Versions,
+    entry: FileOffset,
+) {
     let note = planned.note(versions);
-    probes.push(PlacedProbe { id: planned.probe.id.clone(), sites: Ok((entry, 0)), note });
+    probes.push(PlacedProbe { id: planned.probe.id.clone(), slot, sites: Ok((entry, 0)), note });
 }
 
 /// Where a process has FreeCAD's configuration, if the mapped file defines it.
@@ -568,6 +620,11 @@ fn config_address(proc: &Path, mapping: &Mapping) -> Option<u64> {
     let symbol = elf.find(identify::FREECAD_CONFIG_SYMBOL)?;
     let bias = mapping.start.wrapping_sub(elf.vaddr_of(FileOffset(mapping.offset))?.0);
     Some(symbol.vaddr.0.wrapping_add(bias))
+}
+
+/// Why a probe is not placed that was hit too often.
+fn too_hot(rate: f64) -> String {
+    format!("called {rate:.0} times a second, too often to be observed")
 }
 
 fn placed_site(slot: u16, site: &Site) -> (FileOffset, Cookie) {

@@ -139,6 +139,15 @@ impl Catalog {
         u8::try_from(index + 1).ok()
     }
 
+    /// The number of a group in the kernel, 1 … 255; `None` for a word that no probe has.
+    #[must_use]
+    pub fn group_number(&self, word: &str) -> Option<u8> {
+        let words: std::collections::BTreeSet<&str> =
+            self.probes.iter().filter_map(|probe| probe.group.as_deref()).collect();
+        let index = words.iter().position(|known| *known == word)?;
+        u8::try_from(index + 1).ok()
+    }
+
     fn extend(&mut self, probes: Vec<Probe>, origin: &str) -> Result<(), CatalogError> {
         let mut all = self.probes.clone();
         for probe in probes {

@@ -17,23 +17,26 @@ use toml::{Table, Value};
 
 use crate::ai::Providers;
 use crate::broker::RedisUrl;
+use crate::budget::Limits;
 use crate::catalog::keys::{suggestion, unknown_key};
 use crate::catalog::{Catalog, CatalogError};
 use crate::flow_type::{self, Rule};
 use crate::job::{Names, Variables};
 
 /// Keys of the configuration file.
-pub const FILE_KEYS: [&str; 22] = [
+pub const FILE_KEYS: [&str; 25] = [
     "ai_latency",
     "ai_provider",
     "attach",
     "catalog",
+    "count_above",
     "flow",
     "flow_type_env",
     "job_id_env",
     "linger",
     "listen",
     "log_format",
+    "min_duration",
     "min_span_duration",
     "otlp_endpoint",
     "otlp_protocol",
@@ -41,6 +44,7 @@ pub const FILE_KEYS: [&str; 22] = [
     "probe",
     "proc",
     "progress_redis",
+    "remove_above",
     "request_id_env",
     "source_samples",
     "source_threshold",
@@ -173,6 +177,18 @@ enum CommandArgs {
         /// Shorter operations have no span [env: CADSCOPE_MIN_SPAN_DURATION] [default: 1ms]
         #[arg(long, value_name = "DURATION")]
         min_span_duration: Option<ShortTime>,
+        /// Calls that return sooner are counted in the kernel, and are no operations: metrics have them, without labels
+        /// that are read from the call [env: CADSCOPE_MIN_DURATION] [default: 0]
+        #[arg(long, value_name = "DURATION")]
+        min_duration: Option<ShortTime>,
+        /// The same for all calls of a probe that is called more often a second than this
+        /// [env: CADSCOPE_COUNT_ABOVE] [default: 50000]
+        #[arg(long, value_name = "NUMBER")]
+        count_above: Option<u32>,
+        /// A probe that is called more often a second than this is taken away
+        /// [env: CADSCOPE_REMOVE_ABOVE] [default: 500000]
+        #[arg(long, value_name = "NUMBER")]
+        remove_above: Option<u32>,
         /// Share of the workers without a trace context that become a trace [env: CADSCOPE_TRACE_RATIO] [default: 1]
         #[arg(long, value_name = "0..1")]
         trace_ratio: Option<Ratio>,
@@ -424,6 +440,10 @@ pub struct AgentConfig {
     pub otlp: Option<OtlpConfig>,
     /// Shorter operations have no span.
     pub min_span_duration: Duration,
+    /// Calls that return sooner are counted, and are no operations.
+    pub min_duration: Duration,
+    /// How many calls a second of one probe are borne.
+    pub limits: Limits,
     /// Share of the workers without a trace context that become a trace, 0 to 1.
     pub trace_ratio: f64,
     /// Whether metrics about workers carry the labels of their pod.
@@ -743,6 +763,9 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
                 otlp_endpoint,
                 otlp_protocol,
                 min_span_duration,
+                min_duration,
+                count_above,
+                remove_above,
                 trace_ratio,
                 pod_labels,
                 progress_redis,
@@ -755,12 +778,20 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
                     "min_span_duration",
                     ShortTime(Duration::from_millis(1)),
                 )?;
+                let ShortTime(min_duration) =
+                    self.setting(min_duration, "min_duration", ShortTime(Duration::ZERO))?;
+                let limits = Limits {
+                    records: self.setting(count_above, "count_above", 50_000)?.into(),
+                    calls: self.setting(remove_above, "remove_above", 500_000)?.into(),
+                };
                 let Ratio(trace_ratio) = self.setting(trace_ratio, "trace_ratio", Ratio(1.0))?;
                 Command::Agent(AgentConfig {
                     listen: self.setting(listen, "listen", default)?,
                     linger: Duration::from_secs(linger),
                     otlp: self.otlp(otlp_endpoint, otlp_protocol)?,
                     min_span_duration,
+                    min_duration,
+                    limits,
                     trace_ratio,
                     pod_labels: self.setting(pod_labels, "pod_labels", true)?,
                     progress_redis: self.progress_redis(progress_redis)?,
@@ -833,6 +864,8 @@ mod tests {
             linger: Duration::from_secs(60),
             otlp: None,
             min_span_duration: Duration::from_millis(1),
+            min_duration: Duration::ZERO,
+            limits: Limits { records: 50_000.0, calls: 500_000.0 },
             trace_ratio: 1.0,
             pod_labels: true,
             progress_redis: None,

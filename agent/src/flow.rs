@@ -96,10 +96,8 @@ impl Flows {
                     say(Step::Completed(&flow.worker, end));
                 }
             }
-            Observation::Ready(_)
-            | Observation::Called(_)
-            | Observation::Missed { .. }
-            | Observation::Dropped(_) => {}
+            Observation::Repeated { .. } | Observation::Limited { .. } | Observation::Called(_) => {}
+            Observation::Ready(_) | Observation::Missed { .. } | Observation::Dropped(_) => {}
         }
     }
 

@@ -7,6 +7,7 @@
 pub mod bpf;
 pub mod mapped_file;
 pub mod offsets;
+pub mod own_memory;
 pub mod perf_uprobe;
 pub mod plain;
 pub mod records;
@@ -18,10 +19,12 @@ use std::ffi::CString;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use aya::maps::{Array, HashMap, Map, PerCpuArray, RingBuf};
+use aya::maps::{Array, HashMap, Map, PerCpuArray, PerCpuHashMap, RingBuf};
 use aya::programs::{ProgramError, RawTracePoint, UProbe};
 use aya::{Ebpf, EbpfLoader, RawTracePointRunOptions, TestRun as _};
+use cadscope_common::aggregate::{Aggregate, AggregateKey};
 use cadscope_common::cookie::{Cookie, Edge};
 use cadscope_common::open::{Capture, Thread};
 use cadscope_common::probe::{ProbeProgram, TallyKey, flags};
@@ -184,21 +187,28 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// Loads everything; `sys` is the node's sysfs. With `only_targets`, only processes given to [`Kernel::add_target`]
-    /// and their descendants are observed. `allow_multi = false` forces perf events. `tls`: what goes over TLS is
-    /// observed, too.
+    /// Loads everything; `sys` is the node's sysfs. With `only_targets`, only processes given to [`Kernel::add_target`] and
+    /// their descendants are observed. `allow_multi = false` forces perf events. Calls that return within `min_duration`
+    /// are counted only. `tls`: what goes over TLS is observed, too.
     ///
     /// # Errors
     /// What the kernel lacks or refuses.
-    pub fn load(sys: &Path, only_targets: bool, allow_multi: bool, tls: bool) -> Result<Self, KernelError> {
+    pub fn load(
+        sys: &Path,
+        only_targets: bool,
+        allow_multi: bool,
+        min_duration: Duration,
+        tls: bool,
+    ) -> Result<Self, KernelError> {
         let facts = offsets::read(&sys.join(KERNEL_BTF))?;
         let multi = allow_multi && facts.has_uprobe_multi;
         let cpus = possible_cpus();
         let settings = Settings {
             offsets: facts.offsets,
+            padding: 0,
+            min_duration_ns: u64::try_from(min_duration.as_nanos()).unwrap_or(u64::MAX),
             only_targets: u32::from(only_targets),
             counted_cpus: if cpus.len() > MAX_COUNTED_CPUS { 1 } else { count_of(&cpus) },
-            padding: 0,
         };
         let object = if multi { Cow::Borrowed(OBJECT) } else { Cow::Owned(bpf::without_sleep(OBJECT)?) };
         let mut loader = EbpfLoader::new();
@@ -364,6 +374,35 @@ impl Kernel {
         count
     }
 
+    /// What is counted of calls without records, summed over the CPUs.
+    #[must_use]
+    pub fn aggregates(&self) -> Vec<(AggregateKey, Aggregate)> {
+        let Some(map) = self.ebpf.map("AGGREGATES") else { return Vec::new() };
+        let Ok(map) = PerCpuHashMap::<_, Raw<AggregateKey>, Raw<Aggregate>>::try_from(map) else {
+            return Vec::new();
+        };
+        let sum = |sum: Aggregate, Raw(one): &Raw<Aggregate>| Aggregate {
+            count: sum.count.wrapping_add(one.count),
+            sum_ns: sum.sum_ns.wrapping_add(one.sum_ns),
+        };
+        map.iter()
+            .filter_map(Result::ok)
+            .map(|(Raw(key), cpus)| (key, cpus.iter().fold(Aggregate::default(), sum)))
+            .collect()
+    }
+
+    /// Forgets what was counted of a process that has ended.
+    pub fn forget_aggregates(&mut self, keys: impl Iterator<Item = AggregateKey>) {
+        if let Ok(mut map) =
+            self.typed_mut::<PerCpuHashMap<_, Raw<AggregateKey>, Raw<Aggregate>>>("AGGREGATES")
+        {
+            for key in keys {
+                // What is not there need not be removed.
+                let _ = map.remove(&Raw(key));
+            }
+        }
+    }
+
     /// When a process last executed a program, nanoseconds of CLOCK_MONOTONIC; `None` if before the agent.
     #[must_use]
     pub fn executed_ns(&self, pid: u32) -> Option<u64> {
@@ -503,6 +542,7 @@ fn map_fd(map: &Map) -> Option<RawFd> {
         | Map::HashMap(data)
         | Map::LruHashMap(data)
         | Map::PerCpuArray(data)
+        | Map::PerCpuHashMap(data)
         | Map::RingBuf(data) => data,
         _ => return None,
     };

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cadscope::budget::Limits;
 use cadscope::config::{Args, Attach, Command, Config, LogFormat};
 use cadscope::observe::ObserverOptions;
 use cadscope::{agent, coverage, preflight, privileges, trace};
@@ -44,6 +45,8 @@ fn run(config: Config) -> anyhow::Result<u8> {
         only_targets: false,
         ai_providers: None,
         allow_multi: config.attach == Attach::Auto,
+        min_duration: Duration::ZERO,
+        limits: Limits::NONE,
     };
     match config.command {
         Command::Agent(agent_config) => {
@@ -51,6 +54,8 @@ fn run(config: Config) -> anyhow::Result<u8> {
             privileges::give_up(!options.allow_multi || !preflight::has_uprobe_multi(&node))?;
             options.linger = agent_config.linger;
             options.ai_providers.clone_from(&agent_config.ai_providers);
+            options.min_duration = agent_config.min_duration;
+            options.limits = agent_config.limits;
             agent::run(&agent_config, options).map(|()| 0)
         }
         Command::Trace(trace_config) => {

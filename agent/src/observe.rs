@@ -13,8 +13,10 @@ use cadscope_common::record::{Life, ProcessKey};
 
 use crate::ai::{Call, Providers};
 use crate::attach::{Attacher, FileError, Seen};
+use crate::budget::{Budget, Limits, Measure};
 use crate::catalog::{Catalog, Probe};
 use crate::config::SourceOptions;
+use crate::counted::Counted;
 use crate::discover::{self, Containers, FileId, Mapping, Mappings, MappingsError, Step};
 use crate::ending::{End, How};
 use crate::flow_type;
@@ -32,6 +34,8 @@ use crate::written::Written;
 
 /// How often the mappings of workers are looked at again, in nanoseconds.
 const REVIEW_NS: u64 = 10_000_000_000;
+/// How often the counts of calls without records are taken, in nanoseconds.
+const COUNTED_NS: u64 = 1_000_000_000;
 /// How often uninteresting files are forgotten, in nanoseconds.
 const FORGET_NS: u64 = 300_000_000_000;
 /// Where Debian's package database lies below the root of a worker, and how much of it is read.
@@ -71,6 +75,24 @@ pub enum Observation {
     },
     /// An operation ended.
     Operation(Box<Operation>),
+    /// Calls of this kind returned so many times, each after about the same time, and are no operations of their own.
+    Repeated {
+        /// One of them, of mean duration, without values.
+        operation: Box<Operation>,
+        /// How many.
+        count: u64,
+        /// They lie inside one of their group.
+        nested: bool,
+    },
+    /// A probe is called too often.
+    Limited {
+        /// Its id.
+        probe: String,
+        /// What was done.
+        measure: Measure,
+        /// Calls a second.
+        rate: f64,
+    },
     /// The probes in a worker's first file were ready so long after it executed its program.
     Ready(Duration),
     /// A file of a process could not be looked at or probed.
@@ -107,6 +129,9 @@ pub struct Observer {
     reviewed_ns: u64,
     forgot_ns: u64,
     received: u64,
+    budget: Budget,
+    counted: Counted,
+    counted_ns: u64,
 }
 
 /// How to observe.
@@ -132,6 +157,10 @@ pub struct ObserverOptions {
     pub allow_multi: bool,
     /// The AI providers whose calls are measured; `None`: TLS is not looked at.
     pub ai_providers: Option<Providers>,
+    /// Calls that return sooner are counted, and are no operations.
+    pub min_duration: Duration,
+    /// How many calls a second of one probe are borne.
+    pub limits: Limits,
 }
 
 impl Observer {
@@ -141,7 +170,8 @@ impl Observer {
     /// What the node lacks.
     pub fn start(options: ObserverOptions) -> Result<Self, ObserveError> {
         let tls = options.ai_providers.is_some();
-        let mut kernel = Kernel::load(&options.sys, options.only_targets, options.allow_multi, tls)?;
+        let mut kernel =
+            Kernel::load(&options.sys, options.only_targets, options.allow_multi, options.min_duration, tls)?;
         let records = kernel.take_events()?;
         let mappings = Mappings::open(&options.sys)?;
         let now = now_ns();
@@ -163,6 +193,9 @@ impl Observer {
             reviewed_ns: now,
             forgot_ns: now,
             received: 0,
+            budget: Budget::new(options.limits, now),
+            counted: Counted::default(),
+            counted_ns: now,
         })
     }
 
@@ -244,6 +277,11 @@ impl Observer {
             self.forgot_ns = now;
             self.attacher.forget_plain();
         }
+        if now.saturating_sub(self.counted_ns) >= COUNTED_NS {
+            self.counted_ns = now;
+            self.take_counts(None, say);
+            self.judge(now, say);
+        }
         self.sources.look(&self.proc, &self.kernel, now);
         self.attacher.sweep(now);
     }
@@ -267,6 +305,42 @@ impl Observer {
                     receive::Unreadable::UnknownKind => "unknown_kind",
                     receive::Unreadable::UnknownProbe => "unknown_probe",
                 })),
+            }
+        }
+    }
+
+    /// Takes what the kernel has counted of calls without records, of one process or all.
+    pub fn take_counts(&mut self, pid: Option<u32>, say: &mut dyn FnMut(Observation)) {
+        let now = self.kernel.aggregates();
+        let added = self.counted.take(&now);
+        for (key, more) in added {
+            self.budget.note(key.probe, more.count);
+            let Some(slot) = self.attacher.slot(key.probe) else { continue };
+            let Some(live) = self.workers.get_mut(key.pid) else { continue };
+            announce(live, say);
+            live.operations += more.count;
+            let end_ns = more.sum_ns.checked_div(more.count).unwrap_or(0);
+            let operation = Operation::unread(&slot.probe, &live.worker, end_ns);
+            say(Observation::Repeated {
+                operation: Box::new(operation),
+                count: more.count,
+                nested: key.nested == 1,
+            });
+        }
+        if let Some(pid) = pid {
+            self.kernel.forget_aggregates(now.iter().map(|(key, _)| *key).filter(|key| key.pid == pid));
+            self.counted.forget(pid);
+        }
+    }
+
+    /// Does what has to be done about probes that are called too often.
+    fn judge(&mut self, now: u64, say: &mut dyn FnMut(Observation)) {
+        for (probe, measure, rate) in self.budget.judge(now) {
+            // A refusal comes again with the next second.
+            if self.attacher.limit(&mut self.kernel, probe, measure, rate).unwrap_or(false)
+                && let Some(slot) = self.attacher.slot(probe)
+            {
+                say(Observation::Limited { probe: slot.probe.id.clone(), measure, rate });
             }
         }
     }
@@ -427,6 +501,7 @@ impl Observer {
                     return;
                 };
                 let worker = self.worker_of(record.process, &slot.versions, say);
+                self.budget.note(record.probe, 1);
                 let mut operation = receive::operation(&record, &slot, worker, &self.exceptions);
                 if operation.probe.ignores(&operation.values) {
                     return;
@@ -530,6 +605,7 @@ impl Observer {
         end: impl FnOnce(&mut Live) -> End,
         say: &mut dyn FnMut(Observation),
     ) {
+        self.take_counts(Some(pid), say);
         self.attacher.release(pid, ended_ns);
         self.sources.end(pid);
         self.written.release(pid);
@@ -597,6 +673,7 @@ impl Observer {
             ("values_unread", count(C::Unread)),
             ("frame_abandoned", count(C::Abandoned)),
             ("no_capture", count(C::NoCapture)),
+            ("count_map_full", count(C::LostAggregate)),
             ("mappings_lost", self.mappings.lost()),
         ]
         .into_iter()

@@ -47,6 +47,27 @@ pub struct Operation {
 }
 
 impl Operation {
+    /// A call of which nothing was read but how long it took.
+    #[must_use]
+    pub fn unread(probe: &Arc<Probe>, worker: &Arc<Worker>, duration_ns: u64) -> Self {
+        Self {
+            probe: Arc::clone(probe),
+            worker: Arc::clone(worker),
+            tid: 0,
+            depth: 0,
+            start_ns: 0,
+            end_ns: duration_ns,
+            parent_start_ns: None,
+            outcome: Outcome::Ok,
+            ended_by: "return",
+            exception: None,
+            signal: None,
+            source: None,
+            values: BTreeMap::new(),
+            memory: None,
+        }
+    }
+
     /// What families over all sorts of operations call it: see [`Probe::operation_name`].
     #[must_use]
     pub fn name(&self) -> Cow<'_, str> {

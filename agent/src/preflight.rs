@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -205,9 +206,9 @@ fn check_proc(proc: &Path, held: u64) -> Check {
 }
 
 fn check_load(sys: &Path) -> Check {
-    let all = Kernel::load(sys, true, true, true);
+    let all = Kernel::load(sys, true, true, Duration::ZERO, true);
     let note = all.as_ref().err().map(|error| format!("; but --ai-latency would not work: {error}"));
-    match all.or_else(|_| Kernel::load(sys, true, true, false)) {
+    match all.or_else(|_| Kernel::load(sys, true, true, Duration::ZERO, false)) {
         Ok(kernel) => {
             let how = format!("load; probes by {}{}", kernel.mode().as_str(), note.unwrap_or_default());
             check("programs", true, how, "")

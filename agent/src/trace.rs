@@ -111,7 +111,10 @@ impl Collected {
                 }
             }
             Observation::Operation(operation) => self.operations.push(*operation),
-            Observation::Ready(_) | Observation::Called(_) => {}
+            Observation::Ready(_)
+            | Observation::Called(_)
+            | Observation::Repeated { .. }
+            | Observation::Limited { .. } => {}
             Observation::Missed { path, reason, error } => {
                 self.missed.push(Skipped { file: path, probe: reason.to_owned(), reason: error });
             }

@@ -5,6 +5,7 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod aggregate;
 pub mod cookie;
 pub mod open;
 pub mod probe;

@@ -84,6 +84,14 @@ pub mod flags {
     pub const TAIL_CALLS: u32 = 1;
     /// The slot is in use by this agent.
     pub const LIVE: u32 = 2;
+    /// Its calls are counted, and get no records.
+    pub const AGGREGATE: u32 = 4;
+    /// Its exits and entries are placed anew: for a moment each is hit twice.
+    pub const RELINKING: u32 = 8;
+    /// Bits of the number of its group: 0 = none.
+    pub const GROUP_MASK: u32 = 0xff_0000;
+    /// Place of the lowest of those bits.
+    pub const GROUP_SHIFT: u32 = 16;
     /// Bits of the tally that a function counts in, or whose count its calls get: 0 = none.
     pub const TALLY_MASK: u32 = 0xff00;
     /// Place of the lowest of those bits.
@@ -114,8 +122,6 @@ pub struct ProbeProgram {
     pub text_len: u32,
     /// Bit n: fetch n runs at the leave edge; see [`ProbeProgram::seal`].
     pub leave_fetches: u32,
-    /// Operations shorter than this are counted, not reported.
-    pub min_duration_ns: u64,
     /// The fetches; those of the enter edge first.
     pub fetches: [Fetch; MAX_FETCHES],
 }
@@ -127,7 +133,6 @@ impl Default for ProbeProgram {
             fetch_count: 0,
             text_len: 0,
             leave_fetches: 0,
-            min_duration_ns: 0,
             fetches: [Fetch::default(); MAX_FETCHES],
         }
     }
@@ -157,5 +162,5 @@ impl ProbeProgram {
 
 const _: () = assert!(size_of::<TallyKey>() == 16);
 const _: () = assert!(size_of::<Fetch>() == 8 + 4 * MAX_STEPS);
-const _: () = assert!(size_of::<ProbeProgram>() == 24 + MAX_FETCHES * size_of::<Fetch>());
+const _: () = assert!(size_of::<ProbeProgram>() == 16 + MAX_FETCHES * size_of::<Fetch>());
 const _: () = assert!(TEXT_BYTES.is_multiple_of(TEXT_BLOCK));

@@ -116,33 +116,40 @@ const _: () = assert!(size_of::<KernelOffsets>() == 4 * KERNEL_OFFSETS);
 pub struct Settings {
     /// Where the kernel keeps what they read.
     pub offsets: KernelOffsets,
+    /// Zero.
+    pub padding: u32,
+    /// Calls that return sooner are counted, and get no records.
+    pub min_duration_ns: u64,
     /// 1 = only processes in `TARGETS` and their descendants are observed.
     pub only_targets: u32,
     /// CPUs whose share of a counter is added to it; 1 = only that of the CPU it is read on.
     pub counted_cpus: u32,
-    /// Zero.
-    pub padding: u32,
 }
 
 impl Settings {
     /// All zero, for a static.
-    pub const ZERO: Self =
-        Self { offsets: KernelOffsets::ZERO, only_targets: 0, counted_cpus: 0, padding: 0 };
+    pub const ZERO: Self = Self {
+        offsets: KernelOffsets::ZERO,
+        padding: 0,
+        min_duration_ns: 0,
+        only_targets: 0,
+        counted_cpus: 0,
+    };
 }
 
 /// The most CPUs whose shares are added up: each is a read at both ends of a call. On larger machines resident memory
 /// is known to within the shares of the others, at most 2 × CPUs pages each (`percpu_counter_batch`).
 pub const MAX_COUNTED_CPUS: usize = 8;
 
-const _: () = assert!(size_of::<Settings>() == size_of::<KernelOffsets>() + 12);
+const _: () = assert!(size_of::<Settings>() == size_of::<KernelOffsets>() + 20);
 
 /// Index of a counter in the per-CPU `COUNTERS` map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum Counter {
-    /// Function entries seen.
-    Entered = 0,
-    /// Operations sent.
+    /// Calls that were not counted because the map of counts was full.
+    LostAggregate = 0,
+    /// Operations sent or lost; what a thread has sent since its last 32 counts when it ends.
     Sent = 1,
     /// Operations not sent because the ring buffer was full.
     LostOperation = 2,
@@ -154,8 +161,8 @@ pub enum Counter {
     TooManyThreads = 5,
     /// Returns of a call that was entered before the probe was there (or in the parent of a fork).
     ReturnWithoutEntry = 6,
-    /// Operations shorter than their probe's minimum.
-    TooShort = 7,
+    /// Hits of a place that was probed twice for a moment.
+    Twice = 7,
     /// Fetches that could not be read.
     Unread = 8,
     /// Operations ended because their frame was found abandoned, with no exception or jump seen.
@@ -163,6 +170,9 @@ pub enum Counter {
     /// Operations whose record did not fit a map and went without their values.
     NoCapture = 10,
 }
+
+/// Size of the ring buffer, a power of two: a quarter of a second of 200,000 operations a second.
+pub const RING_BYTES: u32 = 4 << 20;
 
 /// Number of counters.
 pub const COUNTERS: u32 = 11;

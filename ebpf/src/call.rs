@@ -11,14 +11,14 @@ use aya_ebpf::{
 };
 use cadscope_common::{
     cookie::{Base, Cookie, Edge, RETURN_NOT_FINAL},
-    open::{CAPTURED, Frame, Thread},
+    open::{AGGREGATED, AROUND_MASK, CAPTURED, Frame, HOLDS_RECORD, READS_AT_LEAVE, Thread, VISIBLE_SHIFT},
     probe::{MAX_FETCHES, MAX_STEPS, ProbeProgram, TEXT_BLOCK, TEXT_BYTES, WORDS, base, edge, flags, kind},
-    record::{OPERATION_BARE_BYTES, OPERATION_HEAD_BYTES, Operation, ended_by, record_kind},
+    record::{OPERATION_HEAD_BYTES, Operation, ended_by, record_kind},
     settings::{Counter, MAX_DEPTH},
 };
 
 use crate::{
-    emit,
+    aggregate, emit,
     maps::{
         CAPTURES, Lowest, PROBES, RESIDENT, TARGETS, THREADS, WORKERS, ZERO_CAPTURE, ZERO_THREAD, count,
         setting,
@@ -53,8 +53,8 @@ pub struct Ending {
 impl Ending {
     /// At this time, by a jump unless said otherwise.
     #[inline(always)]
-    pub fn now(at_ns: u64) -> Self {
-        let (pages, mark_pages) = memory::resident_and_mark();
+    pub fn now(thread: *mut Thread, at_ns: u64) -> Self {
+        let (pages, mark_pages) = memory::resident_and_mark(thread, at_ns);
         Self { pages, mark_pages, ..Self::gone(at_ns) }
     }
 
@@ -158,7 +158,6 @@ fn enter(ctx: &ProbeContext) -> Option<()> {
     }
     let cookie = cookie_of(ctx);
     let program = PROBES.get_ptr(cookie.probe())?;
-    count(Counter::Entered);
     let slot = slot_of(ctx, cookie);
     let thread = thread_of(pid, tid)?;
     if is_top_dead(thread, slot) {
@@ -170,9 +169,17 @@ fn enter(ctx: &ProbeContext) -> Option<()> {
         count(Counter::TooDeep);
         return None;
     }
-    let mut state = 0;
     // SAFETY: map values live as long as the program.
-    if unsafe { (*program).fetch_count } > 0 {
+    let probe_flags = unsafe { (*program).flags };
+    if probe_flags & flags::RELINKING != 0 && is_hit_again(thread, depth, slot, cookie.probe(), start_ns) {
+        count(Counter::Twice);
+        return None;
+    }
+    let mut state = state_around(thread, depth, slot);
+    if probe_flags & flags::AGGREGATE != 0 {
+        state |= AGGREGATED;
+    // SAFETY: map values live as long as the program.
+    } else if unsafe { (*program).fetch_count } > 0 {
         match capture_of(thread, tid, depth) {
             Some(record) => {
                 let registers = registers(thread);
@@ -185,18 +192,62 @@ fn enter(ctx: &ProbeContext) -> Option<()> {
                 // SAFETY: a record that only this thread touches.
                 unsafe { (*record).unread = 0 };
                 fetch(program, record, edge::ENTER, registers, u32::from(RETURN_NOT_FINAL));
-                state = CAPTURED;
+                state |= CAPTURED;
+                // SAFETY: map values live as long as the program.
+                if unsafe { (*program).leave_fetches } != 0 {
+                    state |= READS_AT_LEAVE;
+                }
             }
             None => count(Counter::NoCapture),
         }
     }
-    let (pages, mark_pages) = memory::resident_and_mark();
+    let (pages, mark_pages) = memory::resident_and_mark(thread, start_ns);
     let top = frame(thread, depth);
     // SAFETY: inside the thread's frames.
     unsafe { *top = Frame { slot, start_ns, probe: cookie.probe(), state, pages, mark_pages } };
     // SAFETY: as above.
     unsafe { (*thread).depth = depth + 1 };
     Some(())
+}
+
+/// What the state of the frame around says of a new one: which calls around it have records, and whether something is
+/// to be read when this one returns because the one around returns with it, having gone on here by a tail call.
+#[inline(always)]
+fn state_around(thread: *mut Thread, depth: u32, slot: u64) -> u32 {
+    if depth == 0 {
+        return 0;
+    }
+    let outer = frame(thread, depth - 1);
+    // SAFETY: inside the thread's frames.
+    let (outer_slot, state) = unsafe { ((*outer).slot, (*outer).state) };
+    let mut own = visible_around(state, depth);
+    if outer_slot == slot {
+        own |= state & READS_AT_LEAVE;
+    }
+    own
+}
+
+/// What is visible from inside a frame, the `depth`-th: itself, unless it gets no record.
+#[inline(always)]
+fn visible_around(state: u32, depth: u32) -> u32 {
+    if state & AGGREGATED == 0 {
+        ((state & AROUND_MASK) + 1) & AROUND_MASK | (depth & AROUND_MASK) << VISIBLE_SHIFT
+    } else {
+        state & (AROUND_MASK | AROUND_MASK << VISIBLE_SHIFT)
+    }
+}
+
+/// Whether this is the second hit of an entry that is probed twice for a moment.
+#[inline(always)]
+fn is_hit_again(thread: *mut Thread, depth: u32, slot: u64, probe: u32, now_ns: u64) -> bool {
+    const AGAIN_NS: u64 = 20_000;
+    if depth == 0 {
+        return false;
+    }
+    let top = frame(thread, depth - 1);
+    // SAFETY: inside the thread's frames.
+    let (top_slot, top_probe, start_ns) = unsafe { ((*top).slot, (*top).probe, (*top).start_ns) };
+    top_slot == slot && top_probe == probe && now_ns.wrapping_sub(start_ns) < AGAIN_NS
 }
 
 #[uprobe]
@@ -219,8 +270,42 @@ fn leave(ctx: &ProbeContext) -> Option<()> {
         return None;
     };
     let slot = slot_of(ctx, cookie);
+    // SAFETY: the thread's state is touched by the thread itself only.
+    let depth = unsafe { (*thread).depth };
+    // SAFETY: inside the thread's frames.
+    let (top_slot, state) = unsafe {
+        let top = frame(thread, depth.wrapping_sub(1));
+        ((*top).slot, (*top).state)
+    };
+    if depth == 0 || top_slot > slot {
+        if own {
+            // SAFETY: the thread's state is touched by the thread itself only.
+            unsafe { (*thread).flights = 0 };
+            count(if is_relinking(cookie.probe()) { Counter::Twice } else { Counter::ReturnWithoutEntry });
+        }
+        return None;
+    }
+    // What lies above an abandoned frame is not known here.
+    if top_slot != slot || state & READS_AT_LEAVE != 0 {
+        keep_registers(ctx, registers(thread));
+    }
     let returned = u32::from(cookie.return_register());
-    let to = registers(thread);
+    let ending = Ending { by: ended_by::RETURN, ..Ending::now(thread, end_ns) };
+    let mut closed = close_returned(thread, tid, slot, &ending, returned);
+    if closed == 0 && own {
+        // A frame that an exception was thought to have left returns: no exception is in flight.
+        // SAFETY: the thread's state is touched by the thread itself only.
+        unsafe { (*thread).flights = 0 };
+        closed = close_returned(thread, tid, slot, &ending, returned);
+    }
+    if own && closed == 0 {
+        count(Counter::ReturnWithoutEntry);
+    }
+    Some(())
+}
+
+#[inline(always)]
+fn keep_registers(ctx: &ProbeContext, to: *mut u64) {
     // All, not a match: the verifier would walk the rest once for each register.
     put(to, 0, register!(ctx, rax));
     put(to, 1, register!(ctx, rcx));
@@ -237,18 +322,6 @@ fn leave(ctx: &ProbeContext) -> Option<()> {
     put(to, 13, register!(ctx, r13));
     put(to, 14, register!(ctx, r14));
     put(to, 15, register!(ctx, r15));
-    let ending = Ending { by: ended_by::RETURN, ..Ending::now(end_ns) };
-    let mut closed = close_returned(thread, tid, slot, &ending, returned);
-    if closed == 0 && own {
-        // A frame that an exception was thought to have left returns: no exception is in flight.
-        // SAFETY: the thread's state is touched by the thread itself only.
-        unsafe { (*thread).flights = 0 };
-        closed = close_returned(thread, tid, slot, &ending, returned);
-    }
-    if own && closed == 0 {
-        count(Counter::ReturnWithoutEntry);
-    }
-    Some(())
 }
 
 /// The state of this thread, made if this is its first call.
@@ -415,7 +488,7 @@ pub extern "C" fn abandon(thread: *mut Thread, tid: u32, slot: u64, at_ns: u64) 
     }
     unwind::forget_stale_flights(thread, slot);
     let floor = unwind::floor(thread);
-    let ending = Ending::now(at_ns);
+    let ending = Ending::now(thread, at_ns);
     let mut closed = close_left(thread, tid, &Left { below: slot, floor, off_signal_stack: 0 }, &ending);
     // SAFETY: the thread's state is touched by the thread itself only.
     let depth = unsafe { (*thread).depth };
@@ -479,7 +552,7 @@ pub extern "C" fn close_returned(
         return 0;
     }
     let floor = unwind::floor(thread);
-    if is_top_dead(thread, slot) {
+    if is_top_dead(thread, slot.wrapping_sub(1)) {
         let left = Left { below: slot, floor, off_signal_stack: 0 };
         // SAFETY: a live value of the caller.
         let abandoned = Ending { by: ended_by::JUMP, ..unsafe { *ending } };
@@ -527,6 +600,12 @@ impl SignalStack {
 }
 
 #[inline(always)]
+fn is_relinking(probe: u32) -> bool {
+    // SAFETY: map values live as long as the program.
+    PROBES.get_ptr(probe).is_some_and(|program| unsafe { (*program).flags } & flags::RELINKING != 0)
+}
+
+#[inline(always)]
 fn goes_on(probe: u32) -> bool {
     // SAFETY: map values live as long as the program.
     PROBES.get_ptr(probe).is_some_and(|program| unsafe { (*program).flags } & flags::TAIL_CALLS != 0)
@@ -547,6 +626,7 @@ pub fn close_all(thread: *mut Thread, tid: u32, ending: &Ending) {
 /// Forgets a thread.
 #[inline(always)]
 pub fn forget(thread: *mut Thread, tid: u32) {
+    emit::count_rest(thread);
     // SAFETY: the thread is gone or this is it.
     let captures = unsafe { (*thread).captures };
     for depth in 0..MAX_DEPTH as u32 {
@@ -580,6 +660,25 @@ fn frames_around(thread: *mut Thread, depth: u32, slot: u64) -> u32 {
         around -= 1;
     }
     around
+}
+
+/// How many of the frames around have records, and when the innermost of these was entered, 0 if none.
+#[inline(always)]
+fn visible(thread: *mut Thread, around: u32) -> (u32, u64) {
+    if around == 0 {
+        return (0, 0);
+    }
+    // SAFETY: inside the thread's frames.
+    let seen = visible_around(unsafe { (*frame(thread, around - 1)).state }, around);
+    let parent = seen >> VISIBLE_SHIFT & AROUND_MASK;
+    if parent == 0 {
+        return (0, 0);
+    }
+    let parent = frame(thread, parent - 1);
+    // SAFETY: inside the thread's frames.
+    unsafe { (*parent).state |= HOLDS_RECORD };
+    // SAFETY: as above.
+    (seen & AROUND_MASK, unsafe { (*parent).start_ns })
 }
 
 /// Ends the innermost frame, which did not return, and sends its record.
@@ -616,66 +715,59 @@ fn end_top(thread: *mut Thread, tid: u32, ending: *const Ending, returned: Optio
     let (start_ns, probe, state) = unsafe { ((*top).start_ns, (*top).probe, (*top).state) };
     // SAFETY: as above.
     let (entry_pages, entry_mark) = unsafe { ((*top).pages, (*top).mark_pages) };
-    let program = PROBES.get_ptr(probe)?;
-    // SAFETY: map values live as long as the program.
-    if ending.at_ns.wrapping_sub(start_ns) < unsafe { (*program).min_duration_ns } {
-        count(Counter::TooShort);
+    let duration_ns = ending.at_ns.wrapping_sub(start_ns);
+    if returned.is_some() && aggregate::is_wanted(state, duration_ns) {
+        aggregate::add(thread, depth, probe, duration_ns);
         return None;
     }
+    let program = PROBES.get_ptr(probe)?;
     // SAFETY: inside the thread's frames.
     let around = frames_around(thread, depth, unsafe { (*top).slot });
-    let parent_start_ns = if around == 0 {
-        0
-    } else {
-        // SAFETY: inside the thread's frames.
-        unsafe { (*frame(thread, around - 1)).start_ns }
+    let (around, parent_start_ns) = visible(thread, around);
+    // SAFETY: the thread's state is touched by the thread itself only.
+    let process = unsafe { (*thread).process };
+    let peak_pages = if ending.mark_pages > entry_mark { ending.mark_pages } else { 0 };
+    let fill = |record: *mut Operation, text_len: u32| {
+        // SAFETY: both kinds of record have room for what comes before the words.
+        unsafe {
+            (*record).kind = record_kind::OPERATION;
+            (*record).probe = probe;
+            (*record).process = process;
+            (*record).tid = tid;
+            (*record).depth = around;
+            (*record).start_ns = start_ns;
+            (*record).end_ns = ending.at_ns;
+            (*record).parent_start_ns = parent_start_ns;
+            (*record).exception = ending.exception;
+            (*record).ended_by = ending.by;
+            (*record).signal = ending.signal;
+            (*record).text_len = text_len;
+            (*record).entry_pages = entry_pages;
+            (*record).exit_pages = ending.pages;
+            (*record).peak_pages = peak_pages;
+            (*record).padding = 0;
+        }
     };
-    // SAFETY: inside the thread's scratch.
-    let bare = unsafe { (&raw mut (*thread).scratch.bare).cast::<Operation>() };
     let capture = if state & CAPTURED != 0 { CAPTURES.get_ptr_mut(capture_key(tid, depth)) } else { None };
-    let (record, text_len) = match capture {
-        Some(capture) => {
-            // SAFETY: map values live as long as the program.
-            let text_len = unsafe { (*program).text_len };
-            (capture.cast::<Operation>(), text_len)
-        }
-        None => (bare, 0),
+    let Some(capture) = capture else {
+        emit::bare_operation(thread, ending.at_ns, |record| {
+            fill(record, 0);
+            // SAFETY: before the words.
+            unsafe { (*record).unread = u16::MAX };
+        });
+        return Some(());
     };
-    if capture.is_none() {
-        // SAFETY: before the words.
-        unsafe { (*record).unread = u16::MAX };
-    } else {
-        match returned {
-            Some(returned) => fetch(program, record, edge::LEAVE, registers(thread), returned),
-            // SAFETY: a record that only this thread touches; map values live as long as the program.
-            None => unsafe { (*record).unread |= (*program).leave_fetches as u16 },
-        }
+    let record = capture.cast::<Operation>();
+    match returned {
+        Some(returned) => fetch(program, record, edge::LEAVE, registers(thread), returned),
+        // SAFETY: a record that only this thread touches; map values live as long as the program.
+        None => unsafe { (*record).unread |= (*program).leave_fetches as u16 },
     }
-    // SAFETY: both kinds of record have room for what comes before the words.
-    unsafe {
-        (*record).kind = record_kind::OPERATION;
-        (*record).probe = probe;
-        (*record).process = (*thread).process;
-        (*record).tid = tid;
-        (*record).depth = around;
-        (*record).start_ns = start_ns;
-        (*record).end_ns = ending.at_ns;
-        (*record).parent_start_ns = parent_start_ns;
-        (*record).exception = ending.exception;
-        (*record).ended_by = ending.by;
-        (*record).signal = ending.signal;
-        (*record).text_len = text_len;
-        (*record).entry_pages = entry_pages;
-        (*record).exit_pages = ending.pages;
-        (*record).peak_pages = if ending.mark_pages > entry_mark { ending.mark_pages } else { 0 };
-        (*record).padding = 0;
-    }
-    let extra = u64::from(text_len).min(TEXT_BYTES as u64);
-    match capture {
-        // SAFETY: a whole record.
-        Some(capture) => unsafe { emit::operation(capture.cast(), OPERATION_HEAD_BYTES as u64 + extra) },
-        // SAFETY: every byte before the words has been written.
-        None => unsafe { emit::operation(bare.cast(), OPERATION_BARE_BYTES as u64) },
-    }
+    // SAFETY: map values live as long as the program.
+    let text_len = unsafe { (*program).text_len };
+    fill(record, text_len);
+    let bytes = OPERATION_HEAD_BYTES as u64 + u64::from(text_len).min(TEXT_BYTES as u64);
+    // SAFETY: a whole record.
+    unsafe { emit::operation(thread, capture.cast(), bytes, ending.at_ns) };
     Some(())
 }

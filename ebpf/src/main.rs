@@ -17,6 +17,7 @@
 // Inline assembly: the only way to an atomic add, which core does not offer for this target.
 #![feature(asm_experimental_arch)]
 
+mod aggregate;
 mod call;
 mod emit;
 mod maps;

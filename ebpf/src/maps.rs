@@ -4,13 +4,14 @@ use core::arch::asm;
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf},
 };
 use cadscope_common::{
+    aggregate::{Aggregate, AggregateKey},
     open::{Capture, Thread},
     probe::{MAX_PROBES, ProbeProgram, TallyKey},
     record::{Fate, Life, ProcessKey},
-    settings::{COUNTERS as COUNTER_COUNT, Counter, Settings},
+    settings::{COUNTERS as COUNTER_COUNT, Counter, RING_BYTES, Settings},
     tls::{Connection, ConnectionKey, Reading},
 };
 
@@ -118,19 +119,39 @@ pub static READINGS: LruHashMap<u32, Reading> = LruHashMap::with_max_entries(409
 #[map]
 pub static ZERO_CONNECTION: Array<Connection> = Array::with_max_entries(1, 0);
 
-/// Records for the agent.
+/// Calls that get no records → how many, and how long. Programs write; the agent reads, and removes those of a process
+/// that has ended.
 #[map]
-pub static EVENTS: RingBuf = RingBuf::with_byte_size(16 << 20, 0);
+pub static AGGREGATES: PerCpuHashMap<AggregateKey, Aggregate> =
+    PerCpuHashMap::with_max_entries(16384, NO_PREALLOC);
+
+/// One all-zero count, to insert copies of. Never written.
+#[map]
+pub static ZERO_AGGREGATE: Array<Aggregate> = Array::with_max_entries(1, 0);
+
+/// Records for the agent. Its pages are in the agent's memory twice, all of them at once.
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
+
+/// 0 → when the agent was last woken to drain a buffer that filled. Programs write and read.
+#[map]
+pub static WOKEN: Array<u64> = Array::with_max_entries(1, 0);
 
 /// What was seen, sent and lost; see [`Counter`].
 #[map]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTER_COUNT, 0);
 
-/// Adds one to a counter. Atomic, because a program can be preempted by another on its CPU.
+/// Adds one to a counter.
 #[inline(always)]
 pub fn count(counter: Counter) {
+    add(counter, 1);
+}
+
+/// Adds to a counter. Atomic, because a program can be preempted by another on its CPU.
+#[inline(always)]
+pub fn add(counter: Counter, amount: u64) {
     if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
         // SAFETY: an aligned u64 in the map, which outlives the program.
-        unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) value, in(reg) 1_u64) };
+        unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) value, in(reg) amount) };
     }
 }

@@ -4,12 +4,15 @@
 //! back it takes its mm's lock, and if it has grown since it last did so, what it holds then is sent. The counters are
 //! per CPU since Linux 6.2; the shares of the CPUs are added where they are few.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{
     helpers::generated::{bpf_get_smp_processor_id, bpf_probe_read_kernel},
     macros::raw_tracepoint,
     programs::RawTracePointContext,
 };
 use cadscope_common::{
+    open::{SeenMemory, Thread},
     record::{NO_LIMIT, OutOfMemory, Resident, record_kind},
     settings::{ABSENT, MAX_COUNTED_CPUS},
 };
@@ -28,15 +31,34 @@ const FULL_PAGES: u64 = 128;
 /// Cgroups above the victim's that are looked at.
 const MAX_LEVELS: u32 = 8;
 
+/// What a thread has read of its memory holds so long. Some tens of pages can be faulted in meanwhile.
+const FRESH_NS: u64 = 20_000;
+
 /// Resident pages and the high-water mark that the kernel keeps when memory is given back, of the current process.
 #[inline(always)]
-pub fn resident_and_mark() -> (u32, u32) {
-    let mm = current_u64(setting!(offsets.task_mm));
-    if mm == 0 {
-        return (0, 0);
+pub fn resident_and_mark(thread: *mut Thread, now_ns: u64) -> (u32, u32) {
+    // SAFETY: the thread's state is touched by the thread itself only.
+    let seen = unsafe { &mut (*thread).scratch.seen };
+    if now_ns.wrapping_sub(seen.at_ns) > FRESH_NS {
+        *seen = SeenMemory { at_ns: now_ns, pages: 0, mark_pages: 0 };
+        look(seen);
     }
-    let mark: u64 = kernel(mm, setting!(offsets.mm_hiwater_rss));
-    (pages_of(mm) as u32, mark as u32)
+    (seen.pages, seen.mark_pages)
+}
+
+/// Reads them.
+#[unsafe(no_mangle)]
+pub extern "C" fn look(seen: *mut SeenMemory) -> u32 {
+    if seen.is_null() {
+        return 0;
+    }
+    let mm = current_u64(setting!(offsets.task_mm));
+    if mm != 0 {
+        let (pages, mark) = (pages_of(mm), kernel::<u64>(mm, setting!(offsets.mm_hiwater_rss)));
+        // SAFETY: the caller's own value.
+        unsafe { ((*seen).pages, (*seen).mark_pages) = (pages as u32, mark as u32) };
+    }
+    0
 }
 
 /// Files, anonymous memory and shared memory stand at these places; swapped pages between them.
@@ -51,12 +73,15 @@ pub extern "C" fn pages_of(mm: u64) -> u64 {
     if stat == ABSENT {
         return 0;
     }
-    let mut counters = [0; COUNTER_WORDS];
+    // Zeroed by the helper if it cannot read.
+    let mut counters = MaybeUninit::<[u64; COUNTER_WORDS]>::uninit();
     let from = mm.wrapping_add(u64::from(stat));
     // SAFETY: the size of the array; the source is checked by the helper.
     unsafe {
-        bpf_probe_read_kernel((&raw mut counters).cast(), size_of_val(&counters) as u32, from as *const _)
+        bpf_probe_read_kernel(counters.as_mut_ptr().cast(), 8 * COUNTER_WORDS as u32, from as *const _)
     };
+    // SAFETY: written by the helper in any case.
+    let counters = unsafe { counters.assume_init_ref() };
     let pages = if setting!(offsets.percpu_count) == ABSENT {
         let own = setting!(offsets.task_rss_stat);
         let mut cached = [0_i32; 4];
@@ -65,7 +90,7 @@ pub extern "C" fn pages_of(mm: u64) -> u64 {
         }
         COUNTED.iter().map(|index| counters[*index] as i64 + i64::from(cached[*index])).sum()
     } else {
-        per_cpu(&counters)
+        per_cpu(counters)
     };
     pages.max(0) as u64
 }

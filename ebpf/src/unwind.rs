@@ -201,7 +201,7 @@ fn close_left_by(thread: *mut Thread, pid: u32, tid: u32, header: u64, slot: u64
         }
     }
     emit::quiet(record);
-    let ending = Ending { by: ended_by::EXCEPTION, exception: at_ns, ..Ending::now(at_ns) };
+    let ending = Ending { by: ended_by::EXCEPTION, exception: at_ns, ..Ending::now(thread, at_ns) };
     close_left(thread, tid, &Left { below: slot + 1, floor, off_signal_stack: 0 }, &ending);
 }
 
@@ -253,7 +253,7 @@ fn jump(ctx: &ProbeContext) -> Option<()> {
         stored.rotate_right(0x11) ^ guard
     };
     if is_stack_pointer(target) {
-        let ending = Ending::now(now_ns());
+        let ending = Ending::now(thread, now_ns());
         let left = Left { below: target, floor: floor(thread), off_signal_stack: 1 };
         close_left(thread, tid, &left, &ending);
     }

@@ -1,115 +1,57 @@
-//! Turns pairs of runs into a statement of what being observed costs, in a file that says where it was measured.
+//! Measures, and writes what was measured into docs/bench-*.md, with the machine and the day it was measured on.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::{TimeVal, TimeValLike as _};
 
 use crate::build::{Profile, build};
-use crate::demo;
-use crate::places::{freecadcmd, job_script, repository};
-use crate::running_agent::RunningAgent;
-use crate::setup::{self, Purpose, is_root};
+use crate::places::{cache, repository};
 use crate::shell::first_line;
-use crate::statistics::{Estimate, estimate, median};
 
-/// Seconds of one run.
-#[derive(Clone, Copy, Debug)]
-struct Cost {
-    wall: f64,
-    user: f64,
-    system: f64,
+mod calls;
+mod job;
+mod load;
+mod resolve;
+mod times;
+
+pub(crate) use self::calls::calls;
+pub(crate) use self::job::{job, suite};
+pub(crate) use self::load::{scale, throughput};
+pub(crate) use self::resolve::resolve;
+pub(crate) use self::times::{attach, highest_kib, ready, start};
+
+/// Where it was measured, and when, as a list.
+fn machine() -> Result<String> {
+    let file = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    let processors = file("/proc/cpuinfo");
+    let model = processors.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let count = processors.lines().filter(|line| line.starts_with("processor")).count();
+    let guest = processors.lines().any(|line| line.starts_with("flags") && line.contains(" hypervisor"));
+    let mut text = String::new();
+    writeln!(text, "- date: {}", first_line(Command::new("date").args(["-u", "+%F"])).unwrap_or_default())?;
+    writeln!(text, "- kernel: {}", file("/proc/sys/kernel/osrelease"))?;
+    writeln!(
+        text,
+        "- processor: {count} x {}{}",
+        model.map_or("unknown", |(_, name)| name),
+        if guest { ", a virtual machine" } else { "" }
+    )?;
+    Ok(text)
 }
 
-impl Cost {
-    fn cpu(self) -> f64 {
-        self.user + self.system
-    }
-}
-
-/// Two runs of the same job.
-#[derive(Clone, Copy, Debug)]
-struct Pair {
-    alone: Cost,
-    observed: Cost,
-    /// CPU seconds of the agent itself, from its start to its end, its first attach and an unmeasured run included.
-    agent_cpu: f64,
-}
-
-/// Measures and writes docs/bench-job.md.
-pub(crate) fn job(pairs: u32, script: Option<PathBuf>) -> Result<()> {
-    if !is_root() {
-        bail!("attaching to other processes needs root: run this as root");
-    }
-    let script = job_script(script)?;
-    setup::install(Purpose::Demo)?;
-    let binary = build(Profile::Release)?;
-    let freecad = freecadcmd().context("no freecadcmd")?;
-    let mut measured = Vec::new();
-    for index in 0..pairs {
-        // Alternately, so that what drifts (heat, other guests) does not favour one side.
-        let pair = if index % 2 == 0 {
-            let alone = alone(&freecad, &script)?;
-            let (observed, agent_cpu) = observed(&binary, &freecad, &script)?;
-            Pair { alone, observed, agent_cpu }
-        } else {
-            let (observed, agent_cpu) = observed(&binary, &freecad, &script)?;
-            Pair { alone: alone(&freecad, &script)?, observed, agent_cpu }
-        };
-        println!(
-            "pair {:2} of {pairs}: CPU {:.3} s alone, {:.3} s observed ({:+.2} %); agent {:.3} s",
-            index + 1,
-            pair.alone.cpu(),
-            pair.observed.cpu(),
-            (pair.observed.cpu() / pair.alone.cpu() - 1.0) * 100.0,
-            pair.agent_cpu
-        );
-        measured.push(pair);
-    }
-    let text = document(&measured, &script, &freecad)?;
-    let file = repository()?.join("docs/bench-job.md");
-    std::fs::create_dir_all(repository()?.join("docs"))?;
-    std::fs::write(&file, &text)?;
+/// Writes a page of docs and prints it.
+fn write_page(name: &str, text: &str) -> Result<()> {
+    let file = repository()?.join("docs").join(name);
+    std::fs::write(&file, text).with_context(|| file.display().to_string())?;
     println!("\n{text}\nwritten to {}", file.display());
     Ok(())
 }
 
-/// Which of the times.
-type Seconds = fn(Cost) -> f64;
-
-fn alone(freecad: &Path, script: &Path) -> Result<Cost> {
-    run(freecad, script)
-}
-
-/// The first run lets the agent find and attach the files, as it has in a node's life; the second is measured.
-fn observed(binary: &Path, freecad: &Path, script: &Path) -> Result<(Cost, f64)> {
-    let agent = RunningAgent::start(binary)?;
-    run(freecad, script)?;
-    let cost = run(freecad, script)?;
-    agent.metrics_after(2.0)?;
-    let before = children()?;
-    agent.stop()?;
-    let after = children()?;
-    Ok((cost, after.0 - before.0 + after.1 - before.1))
-}
-
-fn run(freecad: &Path, script: &Path) -> Result<Cost> {
-    let before = children()?;
-    let begin = Instant::now();
-    let status = demo::job(freecad, script).stdout(Stdio::null()).stderr(Stdio::null()).status()?;
-    let wall = begin.elapsed().as_secs_f64();
-    let after = children()?;
-    if !status.success() {
-        bail!("{} failed: {status}", script.display());
-    }
-    Ok(Cost { wall, user: after.0 - before.0, system: after.1 - before.1 })
-}
-
-/// User and system seconds of all children that were waited for. The agent, which still runs, is not among them.
+/// User and system seconds of all children that were waited for. Those that still run are not among them.
 fn children() -> Result<(f64, f64)> {
     let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
     let seconds = |time: TimeVal| -> Result<f64> {
@@ -119,92 +61,33 @@ fn children() -> Result<(f64, f64)> {
     Ok((seconds(usage.user_time())?, seconds(usage.system_time())?))
 }
 
-fn document(pairs: &[Pair], script: &Path, freecad: &Path) -> Result<String> {
-    let mut text = String::from("# What being observed costs a FreeCAD job\n\n");
-    let shown = script.strip_prefix(repository()?).unwrap_or(script);
-    writeln!(text, "Written by `cargo xtask bench job --pairs {}` for `{}`.", pairs.len(), shown.display())?;
-    writeln!(
-        text,
-        "Each pair is one run alone and one beside `cadscope agent`, which had seen the job's files before; the \
-         order alternates.\nRatios are observed / alone within a pair: median and its 95 % bootstrap interval.\n"
-    )?;
-    for (name, value) in machine(freecad) {
-        writeln!(text, "- {name}: {value}")?;
+/// The agent: `CADSCOPE_BIN`, or as it is shipped.
+fn binary() -> Result<PathBuf> {
+    match std::env::var_os("CADSCOPE_BIN") {
+        Some(path) => Ok(path.into()),
+        None => build(Profile::Release),
     }
-    text.push_str("\n| | alone, s | observed, s | ratio | 95 % interval |\n|---|---|---|---|---|\n");
-    let rows: [(&str, Seconds); 4] = [
-        ("CPU (user + system)", Cost::cpu),
-        ("user", |cost| cost.user),
-        ("system", |cost| cost.system),
-        ("wall", |cost| cost.wall),
-    ];
-    for (name, of) in rows {
-        let column = |side: fn(&Pair) -> Cost| pairs.iter().map(|pair| of(side(pair))).collect::<Vec<_>>();
-        let ratios: Vec<f64> = pairs.iter().map(|pair| of(pair.observed) / of(pair.alone)).collect();
-        let Estimate { median: ratio, low, high } = estimate(&ratios).context("no pairs")?;
-        writeln!(
-            text,
-            "| {name} | {:.3} | {:.3} | {ratio:.4} | {low:.4} – {high:.4} |",
-            median(&column(|pair| pair.alone)).context("no pairs")?,
-            median(&column(|pair| pair.observed)).context("no pairs")?,
-        )?;
-    }
-    let agent: Vec<f64> = pairs.iter().map(|pair| pair.agent_cpu).collect();
-    writeln!(
-        text,
-        "\nThe agent itself used {:.3} s of CPU (median) from its start to its end, two jobs and the first attach \
-         included.",
-        median(&agent).context("no pairs")?
-    )?;
-    Ok(text)
 }
 
-fn machine(freecad: &Path) -> Vec<(&'static str, String)> {
-    let file = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
-    let processors = file("/proc/cpuinfo");
-    let model = processors.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-    let count = processors.lines().filter(|line| line.starts_with("processor")).count();
-    let guest = processors.lines().any(|line| line.starts_with("flags") && line.contains(" hypervisor"));
-    vec![
-        ("date", first_line(Command::new("date").args(["-u", "+%F"])).unwrap_or_default()),
-        ("kernel", file("/proc/sys/kernel/osrelease")),
-        (
-            "processor",
-            format!(
-                "{} x {}{}",
-                count,
-                model.map_or("unknown", |(_, name)| name),
-                if guest { ", a virtual machine" } else { "" }
-            ),
-        ),
-        ("FreeCAD", freecad_version(freecad).unwrap_or_else(|| "unknown".to_owned())),
-    ]
-}
-
-/// From the greeting with which it starts: in 0.20 `--version` crashes.
-fn freecad_version(freecad: &Path) -> Option<String> {
-    let answer = demo::job(freecad, Path::new("/dev/null")).output().ok()?;
-    let said = [answer.stdout, answer.stderr].concat();
-    let said = String::from_utf8_lossy(&said);
-    let greeting = said.lines().find_map(|line| line.strip_prefix("FreeCAD "))?;
-    Some(greeting.split(',').next().unwrap_or(greeting).to_owned())
+/// Compiles a C program that lies beside this folder, in the cache.
+fn compile(source: &str) -> Result<PathBuf> {
+    let file = repository()?.join("xtask/bench").join(source);
+    let program = cache()?.join("bench").join(Path::new(source).with_extension(""));
+    std::fs::create_dir_all(program.parent().unwrap_or(&program))?;
+    let status = Command::new("cc")
+        .args(["-O2", "-pthread", "-Wall", "-Werror", "-o"])
+        .arg(&program)
+        .arg(&file)
+        .arg("-ldl")
+        .status()
+        .context("cc: apt-get install gcc libc6-dev")?;
+    ensure!(status.success(), "{}: {status}", file.display());
+    Ok(program)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_table_states_ratio_and_interval() {
-        let cost = |cpu: f64| Cost { wall: cpu, user: cpu / 2.0, system: cpu / 2.0 };
-        let pair = Pair { alone: cost(1.0), observed: cost(1.5), agent_cpu: 0.25 };
-        let text = document(&[pair; 5], Path::new("job.py"), Path::new("/nonexistent")).unwrap();
-        assert!(
-            text.contains("| CPU (user + system) | 1.000 | 1.500 | 1.5000 | 1.5000 – 1.5000 |"),
-            "{text}"
-        );
-        assert!(text.contains("0.250 s of CPU") && text.contains("FreeCAD: unknown"), "{text}");
-    }
 
     #[test]
     fn the_time_of_a_child_that_was_waited_for_is_seen() {

@@ -13,7 +13,6 @@ use crate::setup::Purpose;
 
 mod alerts;
 mod bench;
-mod bench_resolve;
 mod build;
 mod builds;
 mod dashboards;
@@ -124,6 +123,48 @@ enum Task {
 
 #[derive(Subcommand)]
 enum Bench {
+    /// What observing one call costs, by class of its sites, against the kernel's floor and bpftrace: docs/bench-calls.md
+    Calls {
+        /// Rounds; in each every way of observing takes its turn
+        #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(3..))]
+        rounds: u32,
+    },
+    /// Operations a second until some are lost, and what the agent uses meanwhile: docs/bench-throughput.md
+    Throughput {
+        /// How long each rate is held
+        #[arg(long, default_value_t = 10)]
+        seconds: u32,
+    },
+    /// What the agent uses beside 1, 50 and 200 idle workers: docs/bench-scale.md
+    Scale {
+        /// How long each number is watched
+        #[arg(long, default_value_t = 20)]
+        seconds: u32,
+    },
+    /// From exec until the first probe is in place, for new and known files: docs/bench-ready.md
+    Ready {
+        /// Workers of each kind
+        #[arg(long, default_value_t = 100)]
+        rounds: u32,
+    },
+    /// Time to place 1,000 sites and to take them away: docs/bench-attach.md
+    Attach {
+        /// How often
+        #[arg(long, default_value_t = 7)]
+        rounds: u32,
+    },
+    /// Time and memory of the agent's start: docs/bench-start.md
+    Start {
+        /// How often
+        #[arg(long, default_value_t = 7)]
+        rounds: u32,
+    },
+    /// What being observed costs FreeCAD's own test suite (two minutes a pair): docs/bench-suite.md
+    Suite {
+        /// Pairs of runs
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(3..))]
+        pairs: u32,
+    },
     /// What finding the probe sites in the libraries of each build costs: docs/bench-resolve.md
     Resolve,
     /// What being observed costs a FreeCAD job, in CPU time and in wall time
@@ -153,7 +194,14 @@ fn main() -> ExitCode {
         Task::Demo { script } => demo::demo(script),
         Task::Test { full } => test::test(test::Rules { full, locked: false }),
         Task::Ci { full } => test::test(test::Rules { full, locked: true }),
-        Task::Bench(Bench::Resolve) => bench_resolve::resolve(),
+        Task::Bench(Bench::Calls { rounds }) => bench::calls(rounds),
+        Task::Bench(Bench::Throughput { seconds }) => bench::throughput(seconds),
+        Task::Bench(Bench::Scale { seconds }) => bench::scale(seconds),
+        Task::Bench(Bench::Ready { rounds }) => bench::ready(rounds),
+        Task::Bench(Bench::Attach { rounds }) => bench::attach(rounds),
+        Task::Bench(Bench::Start { rounds }) => bench::start(rounds),
+        Task::Bench(Bench::Suite { pairs }) => bench::suite(pairs),
+        Task::Bench(Bench::Resolve) => bench::resolve(),
         Task::Bench(Bench::Job { pairs, script }) => bench::job(pairs, script),
     };
     match done {

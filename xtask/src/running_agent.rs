@@ -30,11 +30,17 @@ pub(crate) struct RunningAgent {
 impl RunningAgent {
     /// Starts it and waits until it answers that everything that runs is attached.
     pub(crate) fn start(binary: &Path) -> Result<Self> {
+        Self::start_with(binary, &[])
+    }
+
+    /// The same with further arguments.
+    pub(crate) fn start_with(binary: &Path, arguments: &[&str]) -> Result<Self> {
         let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
         std::fs::create_dir_all(cache()?)?;
         let log = cache()?.join(format!("agent-{}.log", address.port()));
         let child = Command::new(binary)
             .args(["agent", "--listen", &address.to_string()])
+            .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::create(&log)?)
@@ -52,6 +58,11 @@ impl RunningAgent {
             sleep(Duration::from_millis(50));
         }
         Ok(agent)
+    }
+
+    /// The most memory that it has had, in KiB.
+    pub(crate) fn highest_kib(&self) -> Result<u64> {
+        crate::bench::highest_kib(self.child.id())
     }
 
     /// The body that it answers with; any status but 200 is an error.
@@ -128,6 +139,11 @@ impl Drop for RunningAgent {
         }
         let _ = std::fs::remove_file(&self.log);
     }
+}
+
+/// Asks a process to end as Ctrl-C does.
+pub(crate) fn interrupt(child: &Child) -> Result<()> {
+    Ok(kill(Pid::from_raw(i32::try_from(child.id())?), Signal::SIGINT)?)
 }
 
 /// One line of the text format.

@@ -56,16 +56,16 @@ impl<'a> Feed<'a> {
         }
     }
 
-    pub(super) fn take(&mut self, observation: &Observation) {
+    pub(super) fn take(&mut self, observation: Observation) {
         let metrics = self.metrics;
         let traces = &mut self.traces;
-        traces.see(observation);
-        self.progress.see(observation);
-        self.flows.see(observation, now_ns(), |step| metrics.flow(&step));
+        traces.see(&observation);
+        self.progress.see(&observation);
+        self.flows.see(&observation, now_ns(), |step| metrics.flow(&step));
         match observation {
             Observation::Operation(operation) => {
-                self.rollups.see(operation, |rolled| metrics.record_rollup(&operation.worker, &rolled));
-                self.groups.push((**operation).clone(), |operation, nested| {
+                self.rollups.see(&operation, |rolled| metrics.record_rollup(&operation.worker, &rolled));
+                self.groups.push(*operation, |operation, nested| {
                     traces.record(metrics, &operation, nested);
                 });
             }
@@ -78,14 +78,20 @@ impl<'a> Feed<'a> {
                 let pid = worker.process.pid;
                 self.rollups.end(pid);
                 self.groups.end(pid, |operation, nested| traces.record(metrics, &operation, nested));
-                self.ended(worker, end);
+                self.ended(&worker, &end);
             }
-            Observation::Called(call) => metrics.ai_call(call),
-            Observation::Ready(latency) => metrics.attach_latency(*latency),
+            Observation::Called(call) => metrics.ai_call(&call),
+            Observation::Repeated { operation, count, nested } => {
+                metrics.record_repeated(&operation, nested, count);
+            }
+            Observation::Limited { probe, measure, rate } => {
+                warn!(probe, rate = rate.round(), "a probe is called too often: {measure:?}");
+            }
+            Observation::Ready(latency) => metrics.attach_latency(latency),
             Observation::Missed { path, reason, error } => {
                 metrics.worker_missed(reason);
                 // Most processes that are gone at once are no CAD workers: counted, but no news.
-                if *reason == "process_gone" {
+                if reason == "process_gone" {
                     debug!(path, "a process was gone before its file could be looked at");
                 } else {
                     warn!(path, reason, error, "a file could not be observed");
@@ -160,7 +166,7 @@ impl<'a> Feed<'a> {
             // What is open now has its record afterwards at the latest: nothing before the cut is unknown.
             let cut_ns = now_ns();
             let open = observer.open_calls(progress::is_phase);
-            observer.drain(&mut |observation| self.take(&observation));
+            observer.drain(&mut |observation| self.take(observation));
             self.progress.tell(&open, cut_ns);
         } else {
             self.progress.rest();

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::attach::TrackedFile;
+use crate::budget::Measure;
 use crate::export::http::{
     self, FileStatus, KernelStatus, OomStatus, ProbeState, ProbeStatus, Shared, WorkerStatus,
 };
@@ -21,13 +22,28 @@ struct Files {
 pub(super) fn renew(observer: &Observer, shared: &Shared, oom_kills: &[OomStatus]) {
     let workers = workers(observer, shared);
     let mut files = Files::default();
+    let limited = observer.attacher().limited();
+    let limited: BTreeMap<&str, String> = limited
+        .filter(|(_, measure, _)| *measure == Measure::Count)
+        .map(|(id, _, rate)| {
+            (id, format!("called {rate:.0} times a second: counted, not recorded one by one"))
+        })
+        .collect();
     for (id, file) in observer.attacher().files() {
-        files.add(id.to_string(), file);
+        files.add(id.to_string(), file, &limited);
     }
     let losses = observer.losses();
     let metrics = shared.metrics();
     metrics.probes_attached(files.attached);
     metrics.probes_skipped(&files.skipped);
+    metrics.probes_limited(observer.attacher().limited().filter_map(|(id, measure, _)| {
+        let measure = match measure {
+            Measure::Record => return None,
+            Measure::Count => "counted",
+            Measure::Remove => "removed",
+        };
+        Some((id, measure))
+    }));
     for (reason, total) in &losses {
         metrics.events_lost(reason, *total);
     }
@@ -74,14 +90,14 @@ fn workers(observer: &Observer, shared: &Shared) -> Vec<WorkerStatus> {
 }
 
 impl Files {
-    fn add(&mut self, inode: String, file: &TrackedFile) {
+    fn add(&mut self, inode: String, file: &TrackedFile, limited: &BTreeMap<&str, String>) {
         let probes = file.probes.iter().map(|probe| match &probe.sites {
             Ok((entry, exits)) if file.is_attached() => {
                 self.attached += 1;
                 ProbeStatus {
                     id: probe.id.clone(),
                     state: ProbeState::Attached,
-                    reason: probe.note.clone(),
+                    reason: probe.note.clone().or_else(|| limited.get(probe.id.as_str()).cloned()),
                     entry: Some(entry.0),
                     exits: *exits,
                 }
@@ -109,7 +125,9 @@ impl Files {
 
 /// The reason without the addresses and names in it, for a label.
 fn reason_label(reason: &str) -> &str {
-    if reason.contains("another file") {
+    if reason.contains("too often") {
+        "called_too_often"
+    } else if reason.contains("another file") {
         "work_in_another_file"
     } else if reason.contains("decoded") {
         "undecodable"

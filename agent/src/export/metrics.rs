@@ -279,6 +279,13 @@ impl Metrics {
         self.record_traced(operation, ancestors_same_group, None);
     }
 
+    /// Records an operation that was seen so many times.
+    pub fn record_repeated(&self, operation: &Operation, ancestors_same_group: bool, count: u64) {
+        for _ in 0..count {
+            self.record(operation, ancestors_same_group);
+        }
+    }
+
     /// Like [`record`](Self::record), with the trace that holds the operation's span.
     pub fn record_traced(
         &self,
@@ -532,6 +539,14 @@ impl Metrics {
     /// Sets the number of attached probes (one probe in one file).
     pub fn probes_attached(&self, count: usize) {
         self.set(&families::PROBES_ATTACHED, &[], count as f64);
+    }
+
+    /// Sets which probes are called too often, and what is done about it.
+    pub fn probes_limited<'a>(&self, limited: impl Iterator<Item = (&'a str, &'static str)>) {
+        self.zero(&families::PROBES_LIMITED);
+        for (probe, measure) in limited {
+            self.set(&families::PROBES_LIMITED, &[("measure", measure), ("probe", probe)], 1.0);
+        }
     }
 
     /// Sets how many probes are not attached, by reason.

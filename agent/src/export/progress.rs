@@ -184,6 +184,7 @@ impl Progress {
                 }
                 self.counted.retain(|(of, ..), _| *of != pid);
             }
+            Observation::Repeated { .. } | Observation::Limited { .. } => {}
             Observation::Ready(_)
             | Observation::Called(_)
             | Observation::Missed { .. }

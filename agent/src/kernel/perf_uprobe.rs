@@ -66,6 +66,17 @@ impl PerfProbes {
     }
 }
 
+impl PerfProbes {
+    /// Keeps the probes that are marked so, in the order in which they were placed, and gives up the others.
+    pub fn keep(&mut self, stays: &[bool]) {
+        let all = std::mem::take(&mut self.0).into_iter();
+        let (kept, over): (Vec<_>, Vec<_>) =
+            all.zip(stays.iter().copied().chain(std::iter::repeat(true))).partition(|(_, stays)| *stays);
+        self.0 = kept.into_iter().map(|(probe, _)| probe).collect();
+        drop(Self(over.into_iter().map(|(probe, _)| probe).collect()));
+    }
+}
+
 /// An event of all processes, enabled.
 fn open(event_type: u32, path: &CStr, offset: u64) -> io::Result<OwnedFd> {
     let attributes = Attributes {

@@ -1,5 +1,6 @@
 //! Turns bytes into kernel records and back. Its `unsafe` is the reinterpretation of plain bytes, nothing else.
 
+use cadscope_common::aggregate::{Aggregate, AggregateKey};
 use cadscope_common::open::{Capture, Thread};
 use cadscope_common::probe::{ProbeProgram, TallyKey};
 use cadscope_common::record::{Exception, Life, Operation, OutOfMemory, ProcessKey, Resident};
@@ -21,6 +22,8 @@ macro_rules! plain {
     };
 }
 plain!(
+    Aggregate,
+    AggregateKey,
     Capture,
     Thread,
     ProbeProgram,

@@ -35,6 +35,8 @@ families! {
     PROBES_ATTACHED = "cadscope_probes_attached" Gauge [] "Probes attached now, over all files.";
     PROBES_SKIPPED = "cadscope_probes_skipped" Gauge ["reason"]
         "Probes that a file does not have or that could not be placed, over all files.";
+    PROBES_LIMITED = "cadscope_probes_limited" Gauge ["measure", "probe"]
+        "Probes that are called too often: their calls are counted in the kernel, or they are removed.";
     ATTACH_LATENCY = "cadscope_attach_latency_seconds" Durations []
         "From a worker's exec until its first probe is attached.";
     WORKERS_SEEN = "cadscope_workers_seen_total" Counter [] "Workers discovered.";

@@ -10,12 +10,10 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use nix::sys::resource::{UsageWho, getrusage};
-use nix::sys::time::{TimeVal, TimeValLike};
 
+use super::{children, write_page};
 use crate::build::{Profile, build};
 use crate::builds::{self, BUILDS};
-use crate::places::repository;
 use crate::shell::first_line;
 
 const RUNS: usize = 7;
@@ -39,13 +37,12 @@ pub(crate) fn resolve() -> Result<()> {
         let _ =
             writeln!(page, "| {} | {} | {milliseconds:.0} | {} |", build.name, files.len(), kibibytes / 1024);
     }
-    print!("{page}");
-    Ok(fs::write(repository()?.join("docs/bench-resolve.md"), page)?)
+    write_page("bench-resolve.md", &page)
 }
 
 /// CPU time in milliseconds and peak memory in KiB of one run.
 fn measure(binary: &Path, files: &[PathBuf]) -> Result<(f64, u64)> {
-    let before = children_cpu()?;
+    let before = children()?;
     let mut child = Command::new(binary)
         .args(["probes", "--format", "json"])
         .args(files)
@@ -64,14 +61,8 @@ fn measure(binary: &Path, files: &[PathBuf]) -> Result<(f64, u64)> {
         std::thread::sleep(Duration::from_millis(1));
     };
     ensure!(ended.success(), "cadscope probes: {ended}");
-    Ok((children_cpu()? - before, peak))
-}
-
-/// CPU time of all children that have ended, in milliseconds.
-fn children_cpu() -> Result<f64> {
-    let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
-    let milliseconds = |time: TimeVal| time.num_microseconds() as f64 / 1000.0;
-    Ok(milliseconds(usage.user_time()) + milliseconds(usage.system_time()))
+    let after = children()?;
+    Ok(((after.0 - before.0 + after.1 - before.1) * 1000.0, peak))
 }
 
 /// `VmHWM` of a /proc/PID/status, in KiB.
