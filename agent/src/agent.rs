@@ -30,6 +30,8 @@ const TICK: Duration = Duration::from_millis(100);
 const USAGE_TICKS: u32 = 50;
 /// Ticks between two looks at what is in flight.
 const IN_FLIGHT_TICKS: u32 = 10;
+/// Ticks between two snapshots, while somebody looks.
+const LIVE_TICKS: u32 = 10;
 /// Ticks after which memory that the analysis of files took is given back.
 const GIVE_BACK_TICKS: u32 = 20;
 /// Ticks between two renewals of `/status`.
@@ -53,6 +55,7 @@ pub fn run(config: &AgentConfig, options: ObserverOptions) -> anyhow::Result<()>
     if let Some(url) = &config.progress_redis {
         redis::start(url.clone(), shared.progress()).context("cannot publish progress")?;
     }
+    let slow = options.sources.threshold;
     let observer = Observer::start(options)?;
     info!(listen = %listener.local_addr()?, kernel = observer.mode().as_str(), "observing");
     let stop = Arc::new(AtomicBool::new(false));
@@ -60,7 +63,7 @@ pub fn run(config: &AgentConfig, options: ObserverOptions) -> anyhow::Result<()>
         let (shared, stop, config) = (Arc::clone(&shared), Arc::clone(&stop), config.clone());
         std::thread::Builder::new()
             .name("observe".to_owned())
-            .spawn(move || observe(observer, &config, traces, &shared, &stop))?
+            .spawn(move || observe(observer, &config, slow, traces, &shared, &stop))?
     };
     runtime.block_on(async {
         let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
@@ -81,10 +84,17 @@ pub fn run(config: &AgentConfig, options: ObserverOptions) -> anyhow::Result<()>
     Ok(())
 }
 
-fn observe(mut observer: Observer, config: &AgentConfig, traces: Traces, shared: &Shared, stop: &AtomicBool) {
+fn observe(
+    mut observer: Observer,
+    config: &AgentConfig,
+    slow: Duration,
+    traces: Traces,
+    shared: &Shared,
+    stop: &AtomicBool,
+) {
     let rollups = Rollups::new(observer.attacher().catalog());
     let progress = Progress::new(Arc::clone(shared.progress()), WallClock::of_this_machine());
-    let mut feed = Feed::new(shared.metrics(), rollups, config.pod_labels, traces, progress);
+    let mut feed = Feed::new(shared.metrics(), rollups, config.pod_labels, traces, progress, slow);
     observer.scan(None, &mut |observation| feed.take(observation));
     observer.drain(&mut |observation| feed.take(observation));
     status::renew(&observer, shared, feed.oom_kills());
@@ -92,6 +102,7 @@ fn observe(mut observer: Observer, config: &AgentConfig, traces: Traces, shared:
     let mut tick = 0_u32;
     let mut received = 0;
     let mut looks = 0;
+    let mut unshown = LIVE_TICKS;
     while !stop.load(Ordering::Relaxed) {
         observer.poll(TICK, &mut |observation| feed.take(observation));
         shared.metrics().events_received(observer.received().saturating_sub(received));
@@ -110,6 +121,12 @@ fn observe(mut observer: Observer, config: &AgentConfig, traces: Traces, shared:
         }
         if tick % USAGE_TICKS == 1 {
             feed.look_at_usage(&observer);
+        }
+        // Who has just come is shown something at once.
+        unshown = if shared.is_watched() { unshown.saturating_add(1) } else { LIVE_TICKS };
+        if shared.is_watched() && unshown > LIVE_TICKS {
+            shared.show(&feed.snapshot(&observer));
+            unshown = 1;
         }
     }
     observer.drain(&mut |observation| feed.take(observation));

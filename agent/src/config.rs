@@ -13,6 +13,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use toml::{Table, Value};
 
 use crate::ai::Providers;
@@ -22,6 +23,13 @@ use crate::catalog::keys::{suggestion, unknown_key};
 use crate::catalog::{Catalog, CatalogError};
 use crate::flow_type::{self, Rule};
 use crate::job::{Names, Variables};
+
+pub use self::agent_url::AgentUrl;
+
+mod agent_url;
+
+/// Where an agent listens unless told.
+const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9777);
 
 /// Keys of the configuration file.
 pub const FILE_KEYS: [&str; 25] = [
@@ -69,6 +77,7 @@ const MAIN_EXAMPLES: &str = "\
 Examples:
   cadscope doctor                         would the agent work here, and what is missing?
   cadscope trace -- freecadcmd job.py     run a job and print what it did
+  cadscope top                            watch what every worker of this node does now
   cadscope agent --listen 0.0.0.0:9777    observe every worker of this node, serve /metrics
 
 A setting comes from its flag (--log-format), else from its variable (CADSCOPE_LOG_FORMAT),
@@ -92,6 +101,31 @@ Examples:
   cadscope trace -p 4711                                follow a worker until it ends or Ctrl-C
   cadscope trace --format html -o job.html -- python3 job.py
   cadscope trace --format perfetto -o job.json -- python3 job.py    open it at ui.perfetto.dev";
+
+const TOP_EXAMPLES: &str = "\
+Examples:
+  cadscope top                                     the agent of this node if one runs, else by itself (root)
+  cadscope top --connect http://node-7:9777        an agent elsewhere; needs no root here
+  cadscope top --alone                             by itself, beside an agent
+  kubectl port-forward POD 9777 & cadscope top     the agent of a pod
+
+Keys: ? shows them all; q quits; / filters; Tab, z, s and r choose, zoom and sort a panel.
+NO_COLOR is honoured; without a UTF-8 locale the picture is ASCII.";
+
+const DOCTOR_EXAMPLES: &str = "\
+Examples:
+  cadscope doctor                     each need of the agent: there, or how to get it
+  cadscope doctor --format json       for a script; the exit status alone says whether the agent would work";
+
+const COMPLETIONS_EXAMPLES: &str = "\
+Examples:
+  cadscope completions bash > /etc/bash_completion.d/cadscope
+  cadscope completions zsh > \"${fpath[1]}/_cadscope\"
+  cadscope completions fish > ~/.config/fish/completions/cadscope.fish";
+
+const MAN_EXAMPLES: &str = "\
+Examples:
+  cadscope man /usr/local/share/man/man1      then: man cadscope, man cadscope-trace";
 
 const PROBES_EXAMPLES: &str = "\
 Examples:
@@ -221,7 +255,18 @@ enum CommandArgs {
         #[arg(last = true, value_name = "CMD", required_unless_present = "pid")]
         run: Vec<OsString>,
     },
+    /// Shows live on a terminal what this node's workers do: in flight, rates, memory, what was slow
+    #[command(after_help = TOP_EXAMPLES)]
+    Top {
+        /// Show what the agent at this address observes: http://HOST:PORT
+        #[arg(long, value_name = "URL", conflicts_with = "alone")]
+        connect: Option<AgentUrl>,
+        /// Observe by itself, even if an agent runs here
+        #[arg(long)]
+        alone: bool,
+    },
     /// Says what is missing on this node and how to get it; exits with 0 only if the agent would work
+    #[command(after_help = DOCTOR_EXAMPLES)]
     Doctor {
         /// What to write
         #[arg(long, value_name = "FORMAT", default_value = "text")]
@@ -239,6 +284,20 @@ enum CommandArgs {
         /// What to write
         #[arg(long, value_name = "FORMAT", default_value = "table")]
         format: TableFormat,
+    },
+    /// Prints the completions of a shell: bash, zsh, fish, elvish, powershell
+    #[command(after_help = COMPLETIONS_EXAMPLES)]
+    Completions {
+        /// Which shell
+        #[arg(value_name = "SHELL")]
+        shell: Shell,
+    },
+    /// Writes the manual pages into a directory: cadscope.1, and one for each command
+    #[command(after_help = MAN_EXAMPLES)]
+    Man {
+        /// Where to
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
     },
 }
 
@@ -427,6 +486,30 @@ pub enum Command {
     Doctor(ReportFormat),
     /// `cadscope probes`
     Probes(Subject, TableFormat),
+    /// `cadscope top`
+    Top(TopConfig),
+    /// `cadscope completions`
+    Completions(Shell),
+    /// `cadscope man`
+    Man(PathBuf),
+}
+
+/// Settings of `cadscope top`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TopConfig {
+    /// Where it has from what it shows.
+    pub source: TopSource,
+}
+
+/// Where `top` has from what it shows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TopSource {
+    /// That agent.
+    Agent(AgentUrl),
+    /// Its own observation.
+    Own,
+    /// The agent that listens there, else its own observation.
+    Any(SocketAddr),
 }
 
 /// Settings of `cadscope agent`.
@@ -771,7 +854,6 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
                 progress_redis,
                 ai_latency,
             } => {
-                let default = SocketAddr::from((Ipv4Addr::LOCALHOST, 9777));
                 let Seconds(linger) = self.setting(linger, "linger", Seconds(60))?;
                 let ShortTime(min_span_duration) = self.setting(
                     min_span_duration,
@@ -786,7 +868,7 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
                 };
                 let Ratio(trace_ratio) = self.setting(trace_ratio, "trace_ratio", Ratio(1.0))?;
                 Command::Agent(AgentConfig {
-                    listen: self.setting(listen, "listen", default)?,
+                    listen: self.setting(listen, "listen", LISTEN)?,
                     linger: Duration::from_secs(linger),
                     otlp: self.otlp(otlp_endpoint, otlp_protocol)?,
                     min_span_duration,
@@ -803,6 +885,16 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
                 Command::Trace(TraceConfig { output, format, target })
             }
             CommandArgs::Doctor { format } => Command::Doctor(format),
+            CommandArgs::Top { connect, alone } => {
+                let source = match connect {
+                    Some(url) => TopSource::Agent(url),
+                    None if alone => TopSource::Own,
+                    None => TopSource::Any(self.setting(None, "listen", LISTEN)?),
+                };
+                Command::Top(TopConfig { source })
+            }
+            CommandArgs::Completions { shell } => Command::Completions(shell),
+            CommandArgs::Man { directory } => Command::Man(directory),
             CommandArgs::Probes { pid, files, format } => {
                 Command::Probes(pid.map_or(Subject::Files(files), Subject::Process), format)
             }
@@ -999,6 +1091,29 @@ mod tests {
         }
         let error = load(&["agent", "--progress-redis", "rediss://:s3cret@h"], &[]).unwrap_err().to_string();
         assert!(error.contains("redis://HOST") && !error.contains("s3cret"), "{error}");
+    }
+
+    #[test]
+    fn top_looks_for_an_agent_unless_told() {
+        let source = |line: &[&str], env: &[(&str, &str)]| match load(line, env).unwrap().command {
+            Command::Top(top) => top.source,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(source(&["top"], &[]), TopSource::Any(LISTEN));
+        let listen = [("CADSCOPE_LISTEN", "127.0.0.1:1")];
+        assert_eq!(source(&["top"], &listen), TopSource::Any("127.0.0.1:1".parse().unwrap()));
+        assert_eq!(source(&["top", "--alone"], &[]), TopSource::Own);
+        let url = ["top", "--connect", "http://node-7:9777"];
+        assert_eq!(source(&url, &[]), TopSource::Agent("node-7:9777".parse().unwrap()));
+        assert!(Args::try_parse_from(["cadscope", "top", "--connect", "https://a:1"]).is_err());
+    }
+
+    #[test]
+    fn every_command_has_examples() {
+        for command in Args::command().get_subcommands().filter(|command| command.get_name() != "help") {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("Examples:\n  cadscope "), "{}", command.get_name());
+        }
     }
 
     #[test]

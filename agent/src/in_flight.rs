@@ -1,10 +1,9 @@
-//! Turns the calls that are open in the kernel's map into what is in flight now, by operation and versions, so that a
-//! hung boolean shows before it ends.
+//! Turns the calls that are open in the kernel's map into what is in flight now: by operation and versions, so that a
+//! hung boolean shows before it ends, or one by one.
 //!
 //! Threads run while they are looked at: a call that is seen in the middle of a change is left out, not guessed.
 
 use std::collections::BTreeMap;
-
 use std::sync::Arc;
 
 use cadscope_common::open::{CAPTURED, Frame, Thread};
@@ -12,8 +11,13 @@ use cadscope_common::open::{CAPTURED, Frame, Thread};
 use crate::attach::{Attacher, Slot};
 use crate::catalog::Probe;
 use crate::kernel::Kernel;
-use crate::operation::{Value, Worker};
+use crate::operation::{Outcome, Value, Worker};
+use crate::python::Source;
+use crate::sources::Sources;
 use crate::workers::Workers;
+
+/// Open operations that are told one by one.
+const MAX_OPEN: usize = 2000;
 
 /// Operations of one kind that are open now.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,6 +34,56 @@ pub struct InFlight {
     pub oldest_ns: u64,
 }
 
+/// An operation that is open now.
+#[derive(Clone, Debug)]
+pub struct OpenOperation {
+    /// Whose.
+    pub worker: Arc<Worker>,
+    /// Its thread.
+    pub tid: u32,
+    /// Operations open around it.
+    pub depth: u32,
+    /// Begin, nanoseconds of CLOCK_MONOTONIC.
+    pub start_ns: u64,
+    /// As far as what was read at its entry tells.
+    pub title: String,
+    /// See [`crate::catalog::Probe::kind`].
+    pub kind: String,
+    /// The line of the job that called it, if it is open for long.
+    pub source: Option<Arc<Source>>,
+}
+
+/// The open operations one by one, the oldest first; 2,000 at most.
+#[must_use]
+pub fn open_operations(
+    kernel: &Kernel,
+    attacher: &Attacher,
+    workers: &Workers,
+    sources: &Sources,
+    now_ns: u64,
+) -> Vec<OpenOperation> {
+    let mut open = Vec::new();
+    for (tid, thread) in kernel.threads() {
+        let Some(live) = workers.get(thread.process.pid) else { continue };
+        for (depth, frame) in frames(&thread, now_ns) {
+            let Some(slot) = attacher.slot(frame.probe) else { continue };
+            let values = values(kernel, slot, tid, depth, frame);
+            open.push(OpenOperation {
+                worker: Arc::clone(&live.worker),
+                tid,
+                depth,
+                start_ns: frame.start_ns,
+                title: slot.probe.title(&values),
+                kind: slot.probe.kind(&values, Outcome::Ok),
+                source: sources.of_open(tid, frame.start_ns),
+            });
+        }
+    }
+    open.sort_by_key(|operation| (operation.start_ns, operation.depth));
+    open.truncate(MAX_OPEN);
+    open
+}
+
 /// Looks at every thread of every worker.
 #[must_use]
 pub fn in_flight(kernel: &Kernel, attacher: &Attacher, workers: &Workers, now_ns: u64) -> Vec<InFlight> {
@@ -38,7 +92,7 @@ pub fn in_flight(kernel: &Kernel, attacher: &Attacher, workers: &Workers, now_ns
         let Some(live) = workers.get(thread.process.pid) else { continue };
         for (depth, frame) in frames(&thread, now_ns) {
             let Some(slot) = attacher.slot(frame.probe) else { continue };
-            let name = name(kernel, slot, tid, depth, frame);
+            let name = slot.probe.operation_name(&values(kernel, slot, tid, depth, frame)).into_owned();
             let worker = &live.worker;
             let key = (name, worker.freecad_version.clone(), worker.occt_version.clone());
             let (count, oldest_ns) = open.entry(key).or_default();
@@ -121,10 +175,6 @@ fn frames(thread: &Thread, now_ns: u64) -> impl Iterator<Item = (u32, &Frame)> {
     (0..)
         .zip(thread.frames.iter().take(open))
         .filter(move |(_, frame)| (1..=now_ns).contains(&frame.start_ns))
-}
-
-fn name(kernel: &Kernel, slot: &Slot, tid: u32, depth: u32, frame: &Frame) -> String {
-    slot.probe.operation_name(&values(kernel, slot, tid, depth, frame)).into_owned()
 }
 
 /// What was read at the entry of an open call.

@@ -36,6 +36,7 @@ pub mod workers;
 pub mod in_flight;
 pub mod observe;
 pub mod flow;
+pub mod live;
 pub mod export;
 pub mod usage;
 pub mod view;
@@ -44,6 +45,8 @@ pub mod preflight;
 pub mod coverage;
 pub mod agent;
 pub mod trace;
+pub mod top;
+pub mod manual;
 
 #[cfg(test)]
 mod samples;

@@ -1,5 +1,6 @@
 //! The `cadscope` program: reads the command line, sets up the log, and runs one command.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use cadscope::budget::Limits;
 use cadscope::config::{Args, Attach, Command, Config, LogFormat};
 use cadscope::observe::ObserverOptions;
-use cadscope::{agent, coverage, preflight, privileges, trace};
+use cadscope::{agent, coverage, manual, preflight, privileges, top, trace};
 use clap::Parser;
 
 /// Exit status for a mistake in what was asked for, as clap uses it.
@@ -22,7 +23,10 @@ fn main() -> ExitCode {
             return ExitCode::from(USAGE);
         }
     };
-    set_up_log(config.log_format);
+    // A log would tear the picture of a terminal that both write to.
+    if !matches!(config.command, Command::Top(_)) || !std::io::stderr().is_terminal() {
+        set_up_log(config.log_format);
+    }
     match run(config) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
@@ -64,6 +68,12 @@ fn run(config: Config) -> anyhow::Result<u8> {
             trace::run(&trace_config, options)
         }
         Command::Doctor(format) => Ok(u8::from(!preflight::report(&node, format)?)),
+        Command::Top(top_config) => {
+            options.linger = Duration::from_secs(60);
+            top::run(&top_config, &node, options)
+        }
+        Command::Completions(shell) => manual::complete(shell).map(|()| 0),
+        Command::Man(directory) => manual::write(&directory).map(|()| 0),
         Command::Probes(subject, format) => coverage::run(&subject, format, &options.catalog, &options.proc),
     }
 }

@@ -21,7 +21,7 @@ use crate::discover::{self, Containers, FileId, Mapping, Mappings, MappingsError
 use crate::ending::{End, How};
 use crate::flow_type;
 use crate::identify;
-use crate::in_flight::{self, InFlight, OpenCall};
+use crate::in_flight::{self, InFlight, OpenCall, OpenOperation};
 use crate::job::{Job, Variables};
 use crate::kernel::mapped_file::map_as_program;
 use crate::kernel::{AttachMode, Kernel, KernelError, Records, wait};
@@ -126,6 +126,8 @@ pub struct Observer {
     sources: Sources,
     ai_providers: Option<Providers>,
     targets: Targets,
+    /// Ends of workers that were gone when they were recognised: told after what else the ring buffer has of them.
+    late: Vec<Life>,
     reviewed_ns: u64,
     forgot_ns: u64,
     received: u64,
@@ -190,6 +192,7 @@ impl Observer {
             variables: options.variables,
             sources: Sources::new(options.sources),
             targets: Targets::new(!options.only_targets),
+            late: Vec::new(),
             reviewed_ns: now,
             forgot_ns: now,
             received: 0,
@@ -288,14 +291,8 @@ impl Observer {
 
     /// Takes everything that has arrived.
     pub fn drain(&mut self, say: &mut dyn FnMut(Observation)) {
-        let mut steps = Vec::new();
-        self.mappings.drain(|step| steps.push(step));
-        for step in steps {
-            match step {
-                Step::Executed { pid } => self.workers.executed(pid),
-                Step::Mapped(mapping) => self.mapped(&mapping, say),
-            }
-        }
+        let late = std::mem::take(&mut self.late);
+        self.follow_mappings(say);
         while let Some(event) = self.records.next(receive::read) {
             self.received += 1;
             match event {
@@ -305,6 +302,21 @@ impl Observer {
                     receive::Unreadable::UnknownKind => "unknown_kind",
                     receive::Unreadable::UnknownProbe => "unknown_probe",
                 })),
+            }
+        }
+        // All that these workers did was in the ring buffer when their end was found, a whole round ago.
+        for life in late {
+            self.exited(&life, say);
+        }
+    }
+
+    fn follow_mappings(&mut self, say: &mut dyn FnMut(Observation)) {
+        let mut steps = Vec::new();
+        self.mappings.drain(|step| steps.push(step));
+        for step in steps {
+            match step {
+                Step::Executed { pid } => self.workers.executed(pid),
+                Step::Mapped(mapping) => self.mapped(&mapping, say),
             }
         }
     }
@@ -438,9 +450,7 @@ impl Observer {
         for mapping in discover::mappings_of(&self.proc, pid) {
             self.see(&mapping, say);
         }
-        if let Some(life) = gone {
-            self.exited(&life, say);
-        }
+        self.late.extend(gone);
     }
 
     /// What is known of a process that is a worker.
@@ -524,17 +534,7 @@ impl Observer {
                     self.written.hold(child.pid);
                 }
             }
-            Event::Executed(process, at_ns) => {
-                if self.workers.get_mut(process.pid).is_some_and(|live| !live.announced) {
-                    self.attacher.release(process.pid, at_ns);
-                    self.written.release(process.pid);
-                    self.workers.end(process.pid, at_ns);
-                } else {
-                    self.end(process.pid, at_ns, None, |_| End::without_exit(How::Replaced), say);
-                }
-                // Mappings of its new program can have been reported before.
-                self.scan(Some(&[process.pid]), say);
-            }
+            Event::Executed(process, at_ns) => self.executed(process, at_ns, say),
             Event::Exited(life) => self.exited(&life, say),
             Event::Resident(resident) => {
                 if let Some(live) = self.workers.get_mut(resident.pid) {
@@ -548,11 +548,38 @@ impl Observer {
                 }
             }
             Event::OutOfMemory(oom) => {
-                if let Some(live) = self.workers.get_mut(oom.process.pid) {
-                    live.oom = Some(receive::out_of_memory(&oom));
-                }
+                self.workers.ran_out_of_memory(oom.process.pid, receive::out_of_memory(&oom));
             }
         }
+    }
+
+    /// Ends a worker that executed another program. An exec maps its program before it is over: a worker that was
+    /// recognised by that is the new one.
+    fn executed(&mut self, process: ProcessKey, at_ns: u64, say: &mut dyn FnMut(Observation)) {
+        // Its beginning is told there, and before its end.
+        self.follow_mappings(say);
+        match self.workers.get_mut(process.pid) {
+            Some(live) if live.execs == 0 => {
+                live.executed(at_ns);
+                // The kernel side has taken it for the old one.
+                let _ = self.kernel.add_worker(process);
+                if let Some(life) =
+                    self.kernel.ended(process.pid).filter(|life| is_end_of(life, Some(process), Some(at_ns)))
+                {
+                    self.kernel.remove_worker(process.pid);
+                    self.late.push(life);
+                }
+                return;
+            }
+            Some(live) if !live.announced => {
+                self.attacher.release(process.pid, at_ns);
+                self.written.release(process.pid);
+                self.workers.end(process.pid, at_ns);
+            }
+            _ => self.end(process.pid, at_ns, None, |_| End::without_exit(How::Replaced), say),
+        }
+        // Mappings of its new program can have been reported before.
+        self.scan(Some(&[process.pid]), say);
     }
 
     /// The worker that did an operation; one that was not recognised in time is made from what is known.
@@ -566,12 +593,16 @@ impl Observer {
             let executed = self.kernel.executed_ns(process.pid);
             let program = self.workers.program_of(process.pid);
             let worker = self.worker(process, program, of_file.clone(), executed);
+            let gone = self.kernel.ended(process.pid).filter(|life| is_end_of(life, Some(process), executed));
+            if gone.is_some_and(|life| self.workers.has_ended(process.pid, life.at_ns)) {
+                return Arc::new(worker);
+            }
             let live = self.workers.enter(worker, executed.unwrap_or_else(now_ns));
             live.settled = true;
             say(Observation::Started(Arc::clone(&live.worker)));
             self.written.hold(process.pid);
-            // A refusal shows when the process ends without notice: the review finds it.
-            let _ = self.kernel.add_worker(process);
+            // The kernel side tells of its end: it has made a call.
+            self.late.extend(gone);
             for mapping in self.workers.runtimes_of(process.pid) {
                 self.hold(&mapping, say);
             }
@@ -638,6 +669,13 @@ impl Observer {
     #[must_use]
     pub fn open_calls(&self, wanted: impl Fn(&Probe) -> bool) -> Vec<OpenCall> {
         in_flight::open_calls(&self.kernel, &self.attacher, &self.workers, now_ns(), wanted)
+    }
+
+    /// The same one by one.
+    #[must_use]
+    pub fn open_operations(&self) -> Vec<OpenOperation> {
+        let (kernel, attacher, workers) = (&self.kernel, &self.attacher, &self.workers);
+        in_flight::open_operations(kernel, attacher, workers, &self.sources, now_ns())
     }
 
     /// The node's procfs.

@@ -94,6 +94,12 @@ impl Sources {
         source.filter(|_| duration >= self.options.threshold)
     }
 
+    /// The source of an operation that is still open, if its stack has been read.
+    #[must_use]
+    pub fn of_open(&self, tid: u32, start_ns: u64) -> Option<Arc<Source>> {
+        self.waiting.get(&(tid, start_ns))?.clone()
+    }
+
     /// Forgets a process.
     pub fn end(&mut self, pid: u32) {
         self.interpreters.remove(&pid);

@@ -17,7 +17,7 @@ mod forest;
 pub mod json;
 pub mod page;
 pub mod perfetto;
-mod text;
+pub(crate) mod text;
 mod totals;
 pub mod tree;
 

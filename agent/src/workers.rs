@@ -23,6 +23,8 @@ pub use self::targets::Targets;
 const MAX_PROGRAMS: usize = 65_536;
 /// Ends that are remembered, so that what is learnt late of a process does not revive it.
 const MAX_ENDED: usize = 16_384;
+/// Processes chosen to be killed that are remembered.
+const MAX_VICTIMS: usize = 256;
 /// Processes that are no workers and whose runtimes are remembered.
 const MAX_BYSTANDERS: usize = 4096;
 /// Runtimes of one such process.
@@ -46,6 +48,8 @@ pub struct Live {
     pub started_ns: u64,
     /// The versions were read from the process itself, or cannot be.
     pub settled: bool,
+    /// Programs that it has begun to execute since it was recognised.
+    pub execs: u32,
     /// Operations that have ended.
     pub operations: u64,
     /// It has been told of.
@@ -74,6 +78,8 @@ pub struct Workers {
     programs: HashMap<u32, Option<String>>,
     /// Process → when it ended.
     ended: HashMap<u32, u64>,
+    /// Processes that the kernel has chosen to be killed, and that are not known as workers yet.
+    victims: HashMap<u32, OutOfMemory>,
     /// Process that is no worker yet → the runtimes that it maps.
     runtimes: HashMap<u32, Vec<Mapping>>,
 }
@@ -86,6 +92,9 @@ impl Workers {
         }
         self.programs.insert(pid, None);
         self.runtimes.remove(&pid);
+        if let Some(live) = self.live.get_mut(&pid) {
+            live.execs += 1;
+        }
     }
 
     /// Notes a runtime that a process maps which is no worker; it may turn out to be one when it is gone.
@@ -125,15 +134,17 @@ impl Workers {
     /// Enters a worker.
     pub fn enter(&mut self, worker: Worker, started_ns: u64) -> &mut Live {
         let pid = worker.process.pid;
+        let oom = self.victims.remove(&pid).filter(|oom| oom.at_ns >= started_ns);
         let live = Live {
             worker: Arc::new(worker),
             started_ns,
             settled: false,
+            execs: 0,
             operations: 0,
             announced: true,
             script_failed: false,
             peaks: Peaks::default(),
-            oom: None,
+            oom,
             cut_short: Vec::new(),
         };
         self.live.entry(pid).insert_entry(live).into_mut()
@@ -147,7 +158,21 @@ impl Workers {
         let live = self.enter(worker, at_ns);
         live.settled = settled;
         live.announced = false;
+        // Recognised before any exec of its own, of which may have been told already.
+        live.execs = 1;
         Some(live)
+    }
+
+    /// Notes that the kernel has chosen a process to be killed; it may turn out to be a worker.
+    pub fn ran_out_of_memory(&mut self, pid: u32, oom: OutOfMemory) {
+        if let Some(live) = self.live.get_mut(&pid) {
+            live.oom = Some(oom);
+            return;
+        }
+        if self.victims.len() >= MAX_VICTIMS {
+            self.victims.clear();
+        }
+        self.victims.insert(pid, oom);
     }
 
     /// Removes a worker that ended at this time.
@@ -228,6 +253,12 @@ impl Live {
             let name = operation.name().into_owned();
             self.cut_short.push(CutShort { tid: operation.tid, name, growth_bytes });
         }
+    }
+
+    /// Notes when its program was executed, if it was recognised before that was over.
+    pub fn executed(&mut self, at_ns: u64) {
+        self.started_ns = at_ns;
+        self.worker = Arc::new(Worker { executed_ns: Some(at_ns), ..(*self.worker).clone() });
     }
 
     /// The kill that memory running out led to, with what the worker was doing: the innermost operation of the thread
@@ -326,6 +357,32 @@ mod tests {
         assert_eq!(workers.end(8, 5).unwrap().started_ns, 2);
         assert!(!workers.contains(8) && workers.contains(7));
         assert!(workers.has_ended(8, 5) && !workers.has_ended(8, 6));
+    }
+
+    #[test]
+    fn an_exec_that_began_before_a_worker_was_recognised_is_told_from_one_that_began_after() {
+        let mut workers = Workers::default();
+        workers.executed(7);
+        workers.enter(worker(7), 1).executed(3);
+        let live = workers.get(7).unwrap();
+        assert_eq!((live.execs, live.started_ns, live.worker.executed_ns), (0, 3, Some(3)));
+        workers.executed(7);
+        assert_eq!(workers.get(7).unwrap().execs, 1);
+        assert_eq!(workers.fork(7, key(8), 4).unwrap().execs, 1);
+    }
+
+    #[test]
+    fn a_victim_that_is_recognised_late_is_one_but_not_who_bears_its_pid_later() {
+        let oom =
+            |at_ns| OutOfMemory { at_ns, resident_bytes: 0, limit: Limit::Node, operation: String::new() };
+        let mut workers = Workers::default();
+        for pid in [7, 8] {
+            workers.ran_out_of_memory(pid, oom(5));
+        }
+        assert!(workers.enter(worker(7), 1).oom.is_some());
+        assert!(workers.enter(worker(8), 6).oom.is_none());
+        workers.ran_out_of_memory(8, oom(9));
+        assert!(workers.get(8).unwrap().oom.is_some());
     }
 
     #[test]

@@ -41,6 +41,14 @@ impl Agent {
         Self::launch(arguments)?.ready()
     }
 
+    /// The same at a port that was another agent's.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_at(port: u16) -> Result<Self> {
+        Self::launch_by::<&str>(Command::new(crate::node::cadscope()?), port, &[])?.ready()
+    }
+
     /// The same, run by another program, whose words stand before it: one that replaces itself by the agent.
     ///
     /// # Errors
@@ -49,7 +57,7 @@ impl Agent {
         let (program, words) = wrapper.split_first().context("no program")?;
         let mut command = Command::new(program);
         command.args(words).arg(crate::node::cadscope()?);
-        Self::launch_by(command, arguments)?.ready()
+        Self::launch_by(command, free_port()?, arguments)?.ready()
     }
 
     fn ready(mut self) -> Result<Self> {
@@ -71,14 +79,13 @@ impl Agent {
     /// # Errors
     /// It cannot be started.
     pub fn launch<S: AsRef<OsStr>>(arguments: &[S]) -> Result<Self> {
-        Self::launch_by(Command::new(crate::node::cadscope()?), arguments)
+        Self::launch_by(Command::new(crate::node::cadscope()?), free_port()?, arguments)
     }
 
-    fn launch_by<S: AsRef<OsStr>>(mut command: Command, arguments: &[S]) -> Result<Self> {
+    fn launch_by<S: AsRef<OsStr>>(mut command: Command, port: u16, arguments: &[S]) -> Result<Self> {
         let folder = crate::node::scratch()?;
         let log = folder.path().join("log");
         let file = File::create(&log)?;
-        let port = free_port()?;
         let child = command
             .args(["agent", "--listen", &format!("127.0.0.1:{port}")])
             .args(arguments)
@@ -94,6 +101,12 @@ impl Agent {
     #[must_use]
     pub fn log(&self) -> String {
         run::text(&self.log)
+    }
+
+    /// Where its pages are.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
     }
 
     /// Its process.

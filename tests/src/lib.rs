@@ -11,20 +11,24 @@
 //! | `CADSCOPE_ONLY=a,b` | only these torture scenarios or variants |
 
 pub mod agent;
+pub mod browser;
 pub mod builds;
-pub mod chart;
 pub mod cgroup;
+pub mod chart;
 pub mod collector;
 pub mod compare;
 pub mod dashboard;
+pub mod document;
 pub mod freecad;
 pub mod independent;
+pub mod kubernetes;
 pub mod metrics;
 pub mod node;
+pub mod privileges;
 pub mod prometheus;
 pub mod record;
-pub mod privileges;
 pub mod residue;
 pub mod run;
+pub mod terminal;
 pub mod trace;
 pub mod worker;

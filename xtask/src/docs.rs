@@ -1,4 +1,4 @@
-//! Turns the registry, the real builds and the Helm chart into the pages and plain manifests that are made from them.
+//! Turns the command line, the registry, the real builds and the Helm chart into the pages and plain manifests that are made from them.
 
 use anyhow::Result;
 
@@ -6,14 +6,19 @@ use crate::build::{Profile, build};
 use crate::builds;
 use crate::shell::{cargo, run};
 
-/// Writes docs/metrics.md, docs/support-matrix.md and deploy/kustomize.
+/// Writes docs/commands.md, docs/configuration.md, docs/metrics.md, docs/support-matrix.md, pictures and deploy/kustomize.
 pub(crate) fn write() -> Result<()> {
     let mut reference = cargo()?;
     reference.args(["test", "--package", "cadscope", "--test", "metrics_reference"]);
     run(reference.env("CADSCOPE_WRITE", "1"))?;
+    let mut pages = cargo()?;
+    pages.args(["test", "--package", "cadscope", "--lib", "manual::pages"]);
+    run(pages.env("CADSCOPE_WRITE", "1"))?;
     builds::make_for_tests(true)?;
     let binary = build(Profile::Release)?;
-    for (test, claim) in [("coverage", "support_matrix"), ("chart", "plain_manifests")] {
+    for (test, claim) in
+        [("coverage", "support_matrix"), ("chart", "plain_manifests"), ("live_page", "while_it_does_it")]
+    {
         let mut cargo = cargo()?;
         cargo.args(["test", "--package", "cadscope-tests", "--test", test, claim]);
         cargo.env("CADSCOPE_BIN", &binary).env("CADSCOPE_BUILDS", builds::folder()?);

@@ -20,6 +20,7 @@ mod demo;
 mod docs;
 mod image;
 mod imports;
+mod kubernetes;
 mod package;
 mod places;
 mod running_agent;
@@ -72,7 +73,8 @@ enum Task {
     /// Root file systems of other Debian suites (mmdebstrap, needs root) and virtual environments with Python wheels.
     /// Makes what is missing; `test` calls it for those it needs.
     Builds {
-        /// Which (all unless told): freecad-1.0, freecad-1.1, wheel-7.7, wheel-7.8, wheel-7.9, wheel-8.0
+        /// Which (all unless told): freecad-1.0, freecad-1.1, wheel-7.7, wheel-7.8, wheel-7.9, wheel-8.0,
+        /// otel-python, otelcol, kubernetes
         names: Vec<String>,
     },
     /// Write what is made from something else
@@ -115,6 +117,16 @@ enum Task {
         /// Also what takes long: tests marked `#[ignore]`, and the long form of others (CADSCOPE_FULL=1)
         #[arg(long)]
         full: bool,
+    },
+    /// A real Kubernetes node on this machine: `up`, `kubectl …`, `load IMAGE.tar`, `image …`, `down`
+    ///
+    /// One node with etcd, apiserver, kubelet and containerd, in namespaces of its own; needs root. The programs are
+    /// compiled once, in about five minutes. `k8s image OUT.tar NAME:TAG [--entrypoint ARG]… SOURCE=/DEST…` makes an
+    /// image out of files.
+    K8s {
+        /// What the node is to do; without, it says what there is
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
     },
     /// Measure
     #[command(subcommand)]
@@ -194,6 +206,7 @@ fn main() -> ExitCode {
         Task::Demo { script } => demo::demo(script),
         Task::Test { full } => test::test(test::Rules { full, locked: false }),
         Task::Ci { full } => test::test(test::Rules { full, locked: true }),
+        Task::K8s { words } => kubernetes::node(&words),
         Task::Bench(Bench::Calls { rounds }) => bench::calls(rounds),
         Task::Bench(Bench::Throughput { seconds }) => bench::throughput(seconds),
         Task::Bench(Bench::Scale { seconds }) => bench::scale(seconds),

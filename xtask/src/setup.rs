@@ -21,8 +21,10 @@ pub(crate) enum Purpose {
     Build,
     /// Run it on a FreeCAD job
     Demo,
-    /// Everything
+    /// Everything that `cargo xtask test` needs
     Test,
+    /// Also containers and a Kubernetes node, which the long tests run jobs in
+    Node,
     /// Also make the image and the Debian package, and run them
     Package,
 }
@@ -157,6 +159,13 @@ const TOOLS: &[Tool] = &[
         source: Source::Debian(&["chromium", "fonts-dejavu-core"]),
     },
     Tool {
+        name: "tmux",
+        why: "is the terminal in which `cadscope top` is tested",
+        purpose: Purpose::Test,
+        is_there: || has("tmux"),
+        source: Source::Debian(&["tmux"]),
+    },
+    Tool {
         name: "Node.js",
         why: "checks the dashboards against the types that Grafana publishes, and draws them",
         purpose: Purpose::Test,
@@ -183,6 +192,27 @@ const TOOLS: &[Tool] = &[
         purpose: Purpose::Test,
         is_there: || Path::new("/usr/lib/x86_64-linux-gnu/libGL.so.1").exists(),
         source: Source::Debian(&["libgl1"]),
+    },
+    Tool {
+        name: "containerd and runc",
+        why: "run containers as a Kubernetes node does",
+        purpose: Purpose::Node,
+        is_there: || has("containerd") && has("runc") && Path::new("/usr/lib/cni/bridge").exists(),
+        source: Source::Debian(&["containerd", "runc", "containernetworking-plugins"]),
+    },
+    Tool {
+        name: "podman",
+        why: "runs containers without a daemon: other cgroups, another monitor",
+        purpose: Purpose::Node,
+        is_there: || has("podman"),
+        source: Source::Debian(&["podman"]),
+    },
+    Tool {
+        name: "openssl and ip",
+        why: "make the certificates and the network of the Kubernetes node",
+        purpose: Purpose::Node,
+        is_there: || has("openssl") && has("ip"),
+        source: Source::Debian(&["openssl", "iproute2"]),
     },
     Tool {
         name: "systemd-analyze",
@@ -433,6 +463,7 @@ fn name(purpose: Purpose) -> &'static str {
         Purpose::Build => "build",
         Purpose::Demo => "demo",
         Purpose::Test => "test",
+        Purpose::Node => "node",
         Purpose::Package => "package",
     }
 }

@@ -49,7 +49,7 @@ pub(crate) fn test(rules: Rules) -> Result<()> {
 
 fn all(stages: &mut Stages, rules: Rules) -> Result<()> {
     let root = repository()?;
-    stages.run("setup", || setup::install(Purpose::Test))?;
+    stages.run("setup", || setup::install(if rules.full { Purpose::Package } else { Purpose::Test }))?;
     stages.run("format", || format(&root))?;
     stages.run("imports", || imports::check(&root.join("agent/src")))?;
     stages.run("licences", || licences(&root))?;

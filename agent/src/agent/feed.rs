@@ -1,7 +1,7 @@
-//! Turns observations into metrics and log lines.
+//! Turns observations into metrics, log lines and what is shown live.
 
 use std::collections::VecDeque;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tracing::{debug, info, warn};
 
@@ -14,6 +14,7 @@ use crate::export::progress::{self, Progress};
 use crate::export::traces::Traces;
 use crate::flow::Flows;
 use crate::group::Groups;
+use crate::live::{Recent, Snapshot};
 use crate::observe::{Observation, Observer, now_ns};
 use crate::operation::Worker;
 use crate::rollup::Rollups;
@@ -33,6 +34,7 @@ pub(super) struct Feed<'a> {
     oom_kills: VecDeque<OomStatus>,
     traces: Traces,
     progress: Progress,
+    recent: Recent,
 }
 
 impl<'a> Feed<'a> {
@@ -42,6 +44,7 @@ impl<'a> Feed<'a> {
         pod_labels: bool,
         traces: Traces,
         progress: Progress,
+        slow: Duration,
     ) -> Self {
         Self {
             metrics,
@@ -53,6 +56,7 @@ impl<'a> Feed<'a> {
             oom_kills: VecDeque::new(),
             traces,
             progress,
+            recent: Recent::new(slow),
         }
     }
 
@@ -61,6 +65,7 @@ impl<'a> Feed<'a> {
         let traces = &mut self.traces;
         traces.see(&observation);
         self.progress.see(&observation);
+        self.recent.see(&observation);
         self.flows.see(&observation, now_ns(), |step| metrics.flow(&step));
         match observation {
             Observation::Operation(operation) => {
@@ -187,12 +192,18 @@ impl<'a> Feed<'a> {
             if worker.executed_ns.is_none() {
                 self.usages.skip(worker.process.pid, usage.cpu_ns);
             }
+            self.recent.usage(worker.process.pid, usage, now);
             let labels = WorkerLabels::new(worker, self.pod_labels);
             let added = self.usages.take(worker, labels.clone(), usage, now);
             self.metrics.worker_cpu(&labels, added);
         }
         self.metrics.worker_memory(self.usages.used());
         self.metrics.forget_cpu(&self.usages.kept(now));
+    }
+
+    /// What the node does now.
+    pub(super) fn snapshot(&mut self, observer: &Observer) -> Snapshot {
+        self.recent.snapshot(observer)
     }
 
     /// Sends what is left; the workers still run.

@@ -1,9 +1,9 @@
-//! Turns HTTP requests into pages over the shared state: `/metrics`, `/livez`, `/readyz`, `/status`, `/progress`, `/`.
+//! Turns HTTP requests into pages over the shared state: `/metrics`, `/livez`, `/readyz`, `/status`, `/live`,
+//! `/progress`, and `/`, the live page.
 //!
 //! The pages are read-only. A client is not trusted to be quick or few: request heads are limited in size and time,
 //! connections in number and age.
 
-use std::fmt::Write;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -13,7 +13,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
-use axum::response::{Html, IntoResponse, Response};
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -21,10 +21,14 @@ use serde::Serialize;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
+use crate::live::Snapshot;
+
 use super::exposition::Format;
 use super::metrics::{Metrics, OwnUsage};
 use super::progress::hub::Hub;
 use super::progress::stream;
+
+mod live;
 
 /// Bytes of a request head.
 const HEAD_BYTES: usize = 16 * 1024;
@@ -230,19 +234,31 @@ pub struct Shared {
     metrics: Arc<Metrics>,
     status: RwLock<Status>,
     progress: Arc<Hub>,
+    live: live::Channel,
 }
 
 impl Shared {
     /// Pages over these metrics and a status that is not ready.
     #[must_use]
     pub fn new(metrics: Arc<Metrics>, status: Status) -> Self {
-        Self { metrics, status: RwLock::new(status), progress: Arc::default() }
+        Self { metrics, status: RwLock::new(status), progress: Arc::default(), live: live::Channel::new() }
     }
 
     /// Who listens to the progress of jobs.
     #[must_use]
     pub const fn progress(&self) -> &Arc<Hub> {
         &self.progress
+    }
+
+    /// Whether somebody looks at what the node does now.
+    #[must_use]
+    pub fn is_watched(&self) -> bool {
+        self.live.is_watched()
+    }
+
+    /// Shows it to whoever looks.
+    pub fn show(&self, snapshot: &Snapshot) {
+        self.live.show(snapshot);
     }
 
     /// The metrics.
@@ -265,7 +281,7 @@ impl Shared {
 
 /// Serves the pages until `shutdown` completes; open requests then get two seconds.
 pub async fn serve(listener: TcpListener, state: Arc<Shared>, shutdown: impl Future<Output = ()>) {
-    let router = router(state);
+    let router = router(Arc::clone(&state));
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     let (ending, _) = watch::channel(false);
     tokio::pin!(shutdown);
@@ -294,6 +310,7 @@ pub async fn serve(listener: TcpListener, state: Arc<Shared>, shutdown: impl Fut
         }
     }
     ending.send_replace(true);
+    state.live.end();
     let all = u32::try_from(CONNECTIONS).unwrap_or(u32::MAX);
     let _ = tokio::time::timeout(DRAIN, places.acquire_many(all)).await;
 }
@@ -325,7 +342,8 @@ async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, mut end
 /// The pages.
 pub fn router(state: Arc<Shared>) -> Router {
     Router::new()
-        .route("/", get(index))
+        .route("/", get(live::page))
+        .route("/live", get(live::live))
         .route("/metrics", get(metrics))
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(readyz))
@@ -363,41 +381,6 @@ async fn status(State(state): State<Arc<Shared>>) -> Response {
 
 async fn progress(State(state): State<Arc<Shared>>, Query(asked): Query<stream::Asked>) -> Response {
     stream::answer(&state.progress, asked)
-}
-
-async fn index(State(state): State<Arc<Shared>>) -> Html<String> {
-    let status = state.status();
-    let attached =
-        |file: &FileStatus| file.probes.iter().filter(|probe| probe.state == ProbeState::Attached).count();
-    let summary = [
-        ("state", if status.ready { "ready".to_owned() } else { "not ready".to_owned() }),
-        ("workers", status.workers.len().to_string()),
-        ("files", status.files.len().to_string()),
-        ("probes attached", status.files.iter().map(attached).sum::<usize>().to_string()),
-        ("lost", status.losses.values().sum::<u64>().to_string()),
-    ];
-    let mut rows = String::new();
-    for (name, value) in summary {
-        let _ = write!(rows, "<tr><th>{name}</th><td>{value}</td></tr>");
-    }
-    let pages = [
-        ("/metrics", "Prometheus metrics: text, OpenMetrics or protobuf"),
-        ("/status", "workers, files, probes and losses, as JSON"),
-        ("/progress", "what jobs are at, as server-sent events; ?job_id=, ?request_id=, ?pid="),
-        ("/readyz", "200 after the first attach pass"),
-        ("/livez", "200 while the agent runs"),
-    ];
-    let mut list = String::new();
-    for (path, what) in pages {
-        let _ = write!(list, "<li><a href=\"{path}\">{path}</a> {what}</li>");
-    }
-    let version = status.version.replace('&', "&amp;").replace('<', "&lt;");
-    Html(format!(
-        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content=\"width=device-width\">\
-         <title>cadscope</title><style>:root{{color-scheme:light dark}}body{{font:16px/1.5 system-ui,sans-serif;\
-         max-width:44em;margin:3em auto;padding:0 1em}}th{{text-align:left;font-weight:normal;padding-right:2em}}</style>\
-         <h1>cadscope {version}</h1><table>{rows}</table><ul>{list}</ul>\n"
-    ))
 }
 
 #[cfg(test)]
@@ -453,7 +436,7 @@ mod tests {
             get(address, "/metrics", accept).await.contains("content-type: application/vnd.google.protobuf")
         );
 
-        assert!(get(address, "/", "text/html").await.contains("<a href=\"/status\">"));
+        assert!(get(address, "/", "text/html").await.contains("<a href=\"status\">"));
         assert!(get(address, "/nothing", "*/*").await.starts_with("HTTP/1.1 404"));
 
         // A connection that stays open and silent does not hold up the end.

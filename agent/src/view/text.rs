@@ -3,7 +3,7 @@
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 /// A duration with three digits and its unit: `812 ns`, `12.3 µs`, `4.56 ms`, `1.23 s`, `2 m 05 s`, `1 h 02 m`.
-pub(super) fn duration(ns: u64, ascii: bool) -> String {
+pub(crate) fn duration(ns: u64, ascii: bool) -> String {
     let micro = if ascii { "us" } else { "µs" };
     let value = ns as f64;
     for (scale, unit, limit) in [(1e3, micro, 1e3), (1e6, "ms", 1e3), (1e9, "s", 60.0)] {
@@ -25,7 +25,7 @@ pub(super) fn duration(ns: u64, ascii: bool) -> String {
 }
 
 /// Such a duration so that units stand below each other in a right-aligned column.
-pub(super) fn duration_cell(ns: u64, ascii: bool) -> String {
+pub(crate) fn duration_cell(ns: u64, ascii: bool) -> String {
     let mut cell = duration(ns, ascii);
     if cell.ends_with(" s") && !cell.contains(" m ") {
         cell.push(' ');
@@ -34,12 +34,12 @@ pub(super) fn duration_cell(ns: u64, ascii: bool) -> String {
 }
 
 /// Columns that it takes.
-pub(super) fn width(text: &str) -> usize {
+pub(crate) fn width(text: &str) -> usize {
     text.width()
 }
 
 /// The name without what could steer a terminal or turn the writing direction.
-pub(super) fn clean(name: &str, ascii: bool) -> String {
+pub(crate) fn clean(name: &str, ascii: bool) -> String {
     let steers = |character: char| {
         character.is_control()
             || matches!(character, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
@@ -55,7 +55,7 @@ pub(super) fn clean(name: &str, ascii: bool) -> String {
 }
 
 /// The text in at most `columns`, its end cut.
-pub(super) fn fit(text: &str, columns: usize, ascii: bool) -> String {
+pub(crate) fn fit(text: &str, columns: usize, ascii: bool) -> String {
     if width(text) <= columns {
         return text.to_owned();
     }
@@ -74,14 +74,14 @@ pub(super) fn fit(text: &str, columns: usize, ascii: bool) -> String {
 }
 
 /// The text filled up to `columns` at its end, cut if it is longer.
-pub(super) fn left(text: &str, columns: usize, ascii: bool) -> String {
+pub(crate) fn left(text: &str, columns: usize, ascii: bool) -> String {
     let mut out = fit(text, columns, ascii);
     out.extend(std::iter::repeat_n(' ', columns.saturating_sub(width(&out))));
     out
 }
 
 /// The text filled up to `columns` at its front.
-pub(super) fn right(text: &str, columns: usize) -> String {
+pub(crate) fn right(text: &str, columns: usize) -> String {
     let mut out = " ".repeat(columns.saturating_sub(width(text)));
     out.push_str(text);
     out

@@ -1,0 +1,214 @@
+//! Turns a page of the documentation into what it claims: commands with what they print, files that it shows, links.
+//!
+//! A block ` ```console run ` is run; ` ```console elsewhere ` needs another machine or much time. A block with
+//! `file=NAME` is that file. In what a command prints, `…` stands for any text and a line `[…]` for any lines.
+
+use anyhow::{Result, bail, ensure};
+
+/// A fenced block.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Block {
+    /// What stands behind the fence.
+    pub info: String,
+    /// The line of the fence, from 1.
+    pub line: usize,
+    /// Its lines.
+    pub text: String,
+}
+
+/// A command and what the page says that it prints; nothing if that is left open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// For the shell.
+    pub command: String,
+    /// Lines.
+    pub prints: Vec<String>,
+}
+
+impl Block {
+    /// The file that it is.
+    #[must_use]
+    pub fn file(&self) -> Option<&str> {
+        self.info.split_whitespace().find_map(|word| word.strip_prefix("file="))
+    }
+
+    /// Whether its first word is this.
+    #[must_use]
+    pub fn is(&self, language: &str) -> bool {
+        self.info.split_whitespace().next() == Some(language)
+    }
+
+    /// Whether it has this word.
+    #[must_use]
+    pub fn has(&self, word: &str) -> bool {
+        self.info.split_whitespace().any(|had| had == word)
+    }
+
+    /// The commands of a console.
+    #[must_use]
+    pub fn steps(&self) -> Vec<Step> {
+        let mut steps: Vec<Step> = Vec::new();
+        for line in self.text.lines() {
+            match (line.strip_prefix("$ "), steps.last_mut()) {
+                (Some(command), _) => steps.push(Step { command: command.to_owned(), prints: Vec::new() }),
+                (None, Some(step)) if step.prints.is_empty() && step.command.ends_with('\\') => {
+                    step.command.push('\n');
+                    step.command.push_str(line);
+                }
+                (None, Some(step)) => step.prints.push(line.trim_end().to_owned()),
+                (None, None) => {}
+            }
+        }
+        steps
+    }
+}
+
+/// The fenced blocks of a page.
+///
+/// # Errors
+/// A block does not end.
+pub fn blocks(page: &str) -> Result<Vec<Block>> {
+    let mut blocks = Vec::new();
+    let mut open: Option<Block> = None;
+    for (number, line) in (1..).zip(page.lines()) {
+        match (line.strip_prefix("```"), open.as_mut()) {
+            (Some(info), None) => {
+                open = Some(Block { info: info.trim().to_owned(), line: number, text: String::new() });
+            }
+            (Some(_), Some(_)) => blocks.extend(open.take()),
+            (None, Some(block)) => {
+                block.text.push_str(line);
+                block.text.push('\n');
+            }
+            (None, None) => {}
+        }
+    }
+    if let Some(block) = open {
+        bail!("the block of line {} does not end", block.line);
+    }
+    Ok(blocks)
+}
+
+/// The targets of its links and pictures, outside of code.
+#[must_use]
+pub fn links(page: &str) -> Vec<String> {
+    let mut links = Vec::new();
+    let mut fenced = false;
+    for line in page.lines() {
+        fenced ^= line.starts_with("```");
+        if fenced {
+            continue;
+        }
+        // Every other part stands between backticks.
+        let prose: String = line.split('`').step_by(2).collect::<Vec<_>>().join("`");
+        let targets = prose.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+        links.extend(targets.map(str::to_owned));
+    }
+    links
+}
+
+/// The names by which headings are linked, as GitHub and mdBook make them.
+#[must_use]
+pub fn anchors(page: &str) -> Vec<String> {
+    let mut fenced = false;
+    let headings = page.lines().filter(|line| {
+        fenced ^= line.starts_with("```");
+        !fenced && line.starts_with('#')
+    });
+    headings
+        .map(|line| {
+            let text = line.trim_start_matches('#').trim().to_lowercase();
+            let kept = text.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+            kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+        })
+        .collect()
+}
+
+/// Whether a command printed what the page says.
+///
+/// # Errors
+/// The first line that it did not print.
+pub fn matches(said: &[String], printed: &str) -> Result<()> {
+    let printed: Vec<&str> = printed.lines().map(str::trim_end).collect();
+    let mut place = 0;
+    let mut any = said.is_empty();
+    for line in said {
+        if line == "[…]" {
+            any = true;
+            continue;
+        }
+        let rest = printed.get(place..).unwrap_or_default();
+        let found = rest.iter().position(|printed| fits(line, printed)).filter(|found| any || *found == 0);
+        let Some(found) = found else {
+            bail!(
+                "`{line}` is not printed{}; instead:\n{}",
+                if any { "" } else { " there" },
+                rest.join("\n")
+            );
+        };
+        place += found + 1;
+        any = false;
+    }
+    ensure!(
+        any || place == printed.len(),
+        "more is printed:\n{}",
+        printed.get(place..).unwrap_or_default().join("\n")
+    );
+    Ok(())
+}
+
+fn fits(pattern: &str, line: &str) -> bool {
+    let mut parts = pattern.split('…');
+    let first = parts.next().unwrap_or_default();
+    let Some(mut rest) = line.strip_prefix(first) else { return false };
+    let mut last = None;
+    for part in parts {
+        let Some(found) = rest.find(part) else { return false };
+        rest = rest.get(found + part.len()..).unwrap_or_default();
+        last = Some(part);
+    }
+    match last {
+        None => rest.is_empty(),
+        // The last part stands at the end, wherever else it may stand.
+        Some(part) => line.ends_with(part),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_have_what_they_print() {
+        let page = "text\n```console run\n$ a \\\n  b\nc…\n[…]\n$ d\n```\n```toml file=x.toml\ny = 1\n```\n";
+        let blocks = blocks(page).unwrap();
+        assert_eq!((blocks.len(), blocks[0].line, blocks[1].file()), (2, 2, Some("x.toml")));
+        let step = |command: &str, prints: &[&str]| Step {
+            command: command.to_owned(),
+            prints: prints.iter().map(|line| (*line).to_owned()).collect(),
+        };
+        assert_eq!(blocks[0].steps(), [step("a \\\n  b", &["c…", "[…]"]), step("d", &[])]);
+        assert!(blocks[0].is("console") && blocks[0].has("run") && !blocks[1].has("run"));
+        assert!(super::blocks("```\nx").is_err());
+    }
+
+    #[test]
+    fn what_is_printed_is_compared() {
+        let ok = |said: &[&str], printed: &str| {
+            matches(&said.iter().map(|line| (*line).to_owned()).collect::<Vec<_>>(), printed).is_ok()
+        };
+        assert!(ok(&[], "anything\n"));
+        assert!(ok(&["a"], "a\n") && !ok(&["a"], "a\nb\n") && !ok(&["a"], "b\na\n"));
+        assert!(ok(&["[…]", "b"], "x\na\nb\n") && !ok(&["[…]", "b"], "a\n") && !ok(&["[…]", "b"], "b\nc\n"));
+        assert!(ok(&["a", "[…]"], "a\nb\nc\n") && ok(&["[…]", "a", "[…]"], "a\n"));
+        assert!(ok(&["a … c"], "a b c\n") && !ok(&["a … c"], "a b c d\n") && ok(&["…c…"], "abcd\n"));
+        assert!(ok(&["1 … 1"], "1 x 1 1\n"));
+    }
+
+    #[test]
+    fn links_are_found_outside_of_code() {
+        let page = "# A b: c's\n[x](a.md) ![p](b.png) `[no](c.md)`\n```\n[no](d.md)\n# no\n```\n[y](#e)\n";
+        assert_eq!(links(page), ["a.md", "b.png", "#e"]);
+        assert_eq!(anchors(page), ["a-b-cs"]);
+    }
+}
