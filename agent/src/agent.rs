@@ -20,6 +20,7 @@ use crate::export::traces::Traces;
 use crate::kernel::own_memory::give_back;
 use crate::observe::{Observer, ObserverOptions};
 use crate::rollup::Rollups;
+use crate::validation::{Store, Validation};
 
 mod feed;
 mod status;
@@ -41,7 +42,7 @@ const STATUS_TICKS: u32 = 5;
 ///
 /// # Errors
 /// The port is taken or the node lacks something.
-pub fn run(config: &AgentConfig, options: ObserverOptions) -> anyhow::Result<()> {
+pub fn run(config: &AgentConfig, options: ObserverOptions, store: Option<Store>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let metrics = Arc::new(Metrics::new(MetricsOptions::default()));
     let status = Status {
@@ -52,10 +53,12 @@ pub fn run(config: &AgentConfig, options: ObserverOptions) -> anyhow::Result<()>
     let shared = Arc::new(Shared::new(metrics, status));
     let listener = runtime.block_on(http::bind(&config.listen.to_string()))?;
     let traces = Traces::start(config)?;
+    let slow = options.sources.threshold;
     if let Some(url) = &config.progress_redis {
         redis::start(url.clone(), shared.progress()).context("cannot publish progress")?;
     }
-    let slow = options.sources.threshold;
+    let validation = config.validation.as_ref().zip(store);
+    let validation = validation.map(|(config, store)| Validation::start(config, store)).transpose()?;
     let observer = Observer::start(options)?;
     info!(listen = %listener.local_addr()?, kernel = observer.mode().as_str(), "observing");
     let stop = Arc::new(AtomicBool::new(false));
@@ -63,7 +66,7 @@ pub fn run(config: &AgentConfig, options: ObserverOptions) -> anyhow::Result<()>
         let (shared, stop, config) = (Arc::clone(&shared), Arc::clone(&stop), config.clone());
         std::thread::Builder::new()
             .name("observe".to_owned())
-            .spawn(move || observe(observer, &config, slow, traces, &shared, &stop))?
+            .spawn(move || observe(observer, &config, slow, traces, validation, &shared, &stop))?
     };
     runtime.block_on(async {
         let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
@@ -89,20 +92,22 @@ fn observe(
     config: &AgentConfig,
     slow: Duration,
     traces: Traces,
+    validation: Option<Validation>,
     shared: &Shared,
     stop: &AtomicBool,
 ) {
     let rollups = Rollups::new(observer.attacher().catalog());
     let progress = Progress::new(Arc::clone(shared.progress()), WallClock::of_this_machine());
-    let mut feed = Feed::new(shared.metrics(), rollups, config.pod_labels, traces, progress, slow);
+    let mut feed =
+        Feed::new(shared.metrics(), rollups, config.pod_labels, traces, validation, progress, slow);
     observer.scan(None, &mut |observation| feed.take(observation));
     observer.drain(&mut |observation| feed.take(observation));
     status::renew(&observer, shared, feed.oom_kills());
     give_back();
     let mut tick = 0_u32;
     let mut received = 0;
-    let mut looks = 0;
     let mut unshown = LIVE_TICKS;
+    let mut looks = 0;
     while !stop.load(Ordering::Relaxed) {
         observer.poll(TICK, &mut |observation| feed.take(observation));
         shared.metrics().events_received(observer.received().saturating_sub(received));

@@ -59,7 +59,7 @@ pub enum FileError {
 pub struct PlacedProbe {
     /// Its id.
     pub id: String,
-    /// Its probe program; of no meaning where it is not placed.
+    /// Its probe program; of no meaning where it is not placed, or has none (TLS).
     pub slot: u16,
     /// Entry and number of exits, or why it is not placed.
     pub sites: Result<(FileOffset, usize), String>,

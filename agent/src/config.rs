@@ -32,12 +32,14 @@ mod agent_url;
 const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9777);
 
 /// Keys of the configuration file.
-pub const FILE_KEYS: [&str; 25] = [
+pub const FILE_KEYS: [&str; 28] = [
     "ai_latency",
     "ai_provider",
     "attach",
     "catalog",
     "count_above",
+    "export_bytes",
+    "export_validation",
     "flow",
     "flow_type_env",
     "job_id_env",
@@ -56,6 +58,7 @@ pub const FILE_KEYS: [&str; 25] = [
     "request_id_env",
     "source_samples",
     "source_threshold",
+    "state",
     "sys",
     "trace_ratio",
 ];
@@ -238,6 +241,17 @@ enum CommandArgs {
         /// [env: CADSCOPE_AI_LATENCY] [default: false]
         #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
         ai_latency: Option<bool>,
+        /// Whether exported files are digested and compared with the earlier export of the same inputs
+        /// [env: CADSCOPE_EXPORT_VALIDATION] [default: true]
+        #[arg(long, value_name = "BOOL")]
+        export_validation: Option<bool>,
+        /// Larger files are not digested, in bytes [env: CADSCOPE_EXPORT_BYTES] [default: 67108864]
+        #[arg(long, value_name = "BYTES")]
+        export_bytes: Option<u64>,
+        /// Folder for what is known after a restart: digests of exports
+        /// [env: CADSCOPE_STATE] [default: /var/lib/cadscope]
+        #[arg(long, value_name = "DIR")]
+        state: Option<PathBuf>,
     },
     /// Runs or follows one process and prints its operations: nesting, duration, outcome
     #[command(after_help = TRACE_EXAMPLES)]
@@ -479,7 +493,7 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Command {
     /// `cadscope agent`
-    Agent(AgentConfig),
+    Agent(Box<AgentConfig>),
     /// `cadscope trace`
     Trace(TraceConfig),
     /// `cadscope doctor`
@@ -535,6 +549,17 @@ pub struct AgentConfig {
     pub progress_redis: Option<RedisUrl>,
     /// Whose calls are measured; `None`: nobody's.
     pub ai_providers: Option<Providers>,
+    /// How exports are compared with earlier ones; `None`: they are not.
+    pub validation: Option<ValidationConfig>,
+}
+
+/// How exports are compared with earlier ones.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ValidationConfig {
+    /// Larger files are not digested.
+    pub most_bytes: u64,
+    /// Folder for what is known after a restart.
+    pub state: PathBuf,
 }
 
 /// Settings of `cadscope trace`.
@@ -838,6 +863,20 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
         rules.collect()
     }
 
+    fn validation(
+        &self,
+        wanted: Option<bool>,
+        most_bytes: Option<u64>,
+        state: Option<PathBuf>,
+    ) -> Result<Option<ValidationConfig>, ConfigError> {
+        let validation = ValidationConfig {
+            most_bytes: self.setting(most_bytes, "export_bytes", 64 << 20)?,
+            state: self.setting(state, "state", PathBuf::from("/var/lib/cadscope"))?,
+        };
+        let wanted = self.setting(wanted, "export_validation", true)?;
+        Ok(wanted.then_some(validation))
+    }
+
     fn command(&self, command: CommandArgs) -> Result<Command, ConfigError> {
         Ok(match command {
             CommandArgs::Agent {
@@ -853,6 +892,9 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
                 pod_labels,
                 progress_redis,
                 ai_latency,
+                export_validation,
+                export_bytes,
+                state,
             } => {
                 let Seconds(linger) = self.setting(linger, "linger", Seconds(60))?;
                 let ShortTime(min_span_duration) = self.setting(
@@ -867,7 +909,7 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
                     calls: self.setting(remove_above, "remove_above", 500_000)?.into(),
                 };
                 let Ratio(trace_ratio) = self.setting(trace_ratio, "trace_ratio", Ratio(1.0))?;
-                Command::Agent(AgentConfig {
+                Command::Agent(Box::new(AgentConfig {
                     listen: self.setting(listen, "listen", LISTEN)?,
                     linger: Duration::from_secs(linger),
                     otlp: self.otlp(otlp_endpoint, otlp_protocol)?,
@@ -878,7 +920,8 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
                     pod_labels: self.setting(pod_labels, "pod_labels", true)?,
                     progress_redis: self.progress_redis(progress_redis)?,
                     ai_providers: self.ai_providers(ai_latency)?,
-                })
+                    validation: self.validation(export_validation, export_bytes, state)?,
+                }))
             }
             CommandArgs::Trace { output, format, pid, run } => {
                 let target = pid.map_or(Target::Program(run), Target::Process);
@@ -962,8 +1005,12 @@ mod tests {
             pod_labels: true,
             progress_redis: None,
             ai_providers: None,
+            validation: Some(ValidationConfig {
+                most_bytes: 64 << 20,
+                state: PathBuf::from("/var/lib/cadscope"),
+            }),
         };
-        assert_eq!(config.command, Command::Agent(agent));
+        assert_eq!(config.command, Command::Agent(Box::new(agent)));
         assert!(!config.catalog.probes.is_empty());
     }
 
@@ -1070,6 +1117,29 @@ mod tests {
     }
 
     #[test]
+    fn top_looks_for_an_agent_unless_told() {
+        let source = |line: &[&str], env: &[(&str, &str)]| match load(line, env).unwrap().command {
+            Command::Top(top) => top.source,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(source(&["top"], &[]), TopSource::Any(LISTEN));
+        let listen = [("CADSCOPE_LISTEN", "127.0.0.1:1")];
+        assert_eq!(source(&["top"], &listen), TopSource::Any("127.0.0.1:1".parse().unwrap()));
+        assert_eq!(source(&["top", "--alone"], &[]), TopSource::Own);
+        let url = ["top", "--connect", "http://node-7:9777"];
+        assert_eq!(source(&url, &[]), TopSource::Agent("node-7:9777".parse().unwrap()));
+        assert!(Args::try_parse_from(["cadscope", "top", "--connect", "https://a:1"]).is_err());
+    }
+
+    #[test]
+    fn every_command_has_examples() {
+        for command in Args::command().get_subcommands().filter(|command| command.get_name() != "help") {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("Examples:\n  cadscope "), "{}", command.get_name());
+        }
+    }
+
+    #[test]
     fn hosts_of_ai_providers_are_the_users_and_a_password_is_not_repeated() {
         let providers = |text: &str, more: &[&str]| {
             let file = file(text);
@@ -1091,29 +1161,6 @@ mod tests {
         }
         let error = load(&["agent", "--progress-redis", "rediss://:s3cret@h"], &[]).unwrap_err().to_string();
         assert!(error.contains("redis://HOST") && !error.contains("s3cret"), "{error}");
-    }
-
-    #[test]
-    fn top_looks_for_an_agent_unless_told() {
-        let source = |line: &[&str], env: &[(&str, &str)]| match load(line, env).unwrap().command {
-            Command::Top(top) => top.source,
-            other => panic!("{other:?}"),
-        };
-        assert_eq!(source(&["top"], &[]), TopSource::Any(LISTEN));
-        let listen = [("CADSCOPE_LISTEN", "127.0.0.1:1")];
-        assert_eq!(source(&["top"], &listen), TopSource::Any("127.0.0.1:1".parse().unwrap()));
-        assert_eq!(source(&["top", "--alone"], &[]), TopSource::Own);
-        let url = ["top", "--connect", "http://node-7:9777"];
-        assert_eq!(source(&url, &[]), TopSource::Agent("node-7:9777".parse().unwrap()));
-        assert!(Args::try_parse_from(["cadscope", "top", "--connect", "https://a:1"]).is_err());
-    }
-
-    #[test]
-    fn every_command_has_examples() {
-        for command in Args::command().get_subcommands().filter(|command| command.get_name() != "help") {
-            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
-            assert!(help.contains("Examples:\n  cadscope "), "{}", command.get_name());
-        }
     }
 
     #[test]

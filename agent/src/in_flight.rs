@@ -62,23 +62,19 @@ pub fn open_operations(
     sources: &Sources,
     now_ns: u64,
 ) -> Vec<OpenOperation> {
-    let mut open = Vec::new();
-    for (tid, thread) in kernel.threads() {
-        let Some(live) = workers.get(thread.process.pid) else { continue };
-        for (depth, frame) in frames(&thread, now_ns) {
-            let Some(slot) = attacher.slot(frame.probe) else { continue };
-            let values = values(kernel, slot, tid, depth, frame);
-            open.push(OpenOperation {
-                worker: Arc::clone(&live.worker),
-                tid,
-                depth,
-                start_ns: frame.start_ns,
-                title: slot.probe.title(&values),
-                kind: slot.probe.kind(&values, Outcome::Ok),
-                source: sources.of_open(tid, frame.start_ns),
-            });
-        }
-    }
+    let calls = open_calls(kernel, attacher, workers, now_ns, |_| true);
+    let mut open: Vec<OpenOperation> = calls
+        .into_iter()
+        .map(|call| OpenOperation {
+            tid: call.tid,
+            depth: call.depth,
+            start_ns: call.start_ns,
+            title: call.probe.title(&call.values),
+            kind: call.probe.kind(&call.values, Outcome::Ok),
+            source: sources.of_open(call.tid, call.start_ns),
+            worker: call.worker,
+        })
+        .collect();
     open.sort_by_key(|operation| (operation.start_ns, operation.depth));
     open.truncate(MAX_OPEN);
     open
@@ -118,6 +114,8 @@ pub struct OpenCall {
     pub worker: Arc<Worker>,
     /// The thread.
     pub tid: u32,
+    /// Operations open around it.
+    pub depth: u32,
     /// When it began, CLOCK_MONOTONIC.
     pub start_ns: u64,
     /// Begin of the observed call around it on its thread.
@@ -150,6 +148,7 @@ pub fn open_calls(
             of_thread.push(OpenCall {
                 worker: Arc::clone(&live.worker),
                 tid,
+                depth,
                 start_ns: frame.start_ns,
                 parent_start_ns: around,
                 probe: Arc::clone(&slot.probe),

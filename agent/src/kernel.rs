@@ -188,8 +188,8 @@ pub struct Kernel {
 
 impl Kernel {
     /// Loads everything; `sys` is the node's sysfs. With `only_targets`, only processes given to [`Kernel::add_target`] and
-    /// their descendants are observed. `allow_multi = false` forces perf events. Calls that return within `min_duration`
-    /// are counted only. `tls`: what goes over TLS is observed, too.
+    /// their descendants are observed. `allow_multi = false` forces perf events. `tls`: what goes over TLS is observed, too.
+    /// Calls that return within `min_duration` are counted only.
     ///
     /// # Errors
     /// What the kernel lacks or refuses.
@@ -197,8 +197,8 @@ impl Kernel {
         sys: &Path,
         only_targets: bool,
         allow_multi: bool,
-        min_duration: Duration,
         tls: bool,
+        min_duration: Duration,
     ) -> Result<Self, KernelError> {
         let facts = offsets::read(&sys.join(KERNEL_BTF))?;
         let multi = allow_multi && facts.has_uprobe_multi;

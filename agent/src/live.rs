@@ -74,6 +74,12 @@ impl Recent {
     pub fn see(&mut self, observation: &Observation) {
         match observation {
             Observation::Operation(operation) => self.did(operation),
+            Observation::Repeated { operation, count, .. } => {
+                self.kinds.repeat(operation, *count, now_ns());
+                if let Some(track) = self.workers.get_mut(&operation.worker.process.pid) {
+                    track.operations += count;
+                }
+            }
             Observation::Started(worker) => {
                 self.workers.insert(worker.process.pid, Track::default());
             }

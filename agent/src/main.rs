@@ -8,6 +8,7 @@ use std::time::Duration;
 use cadscope::budget::Limits;
 use cadscope::config::{Args, Attach, Command, Config, LogFormat};
 use cadscope::observe::ObserverOptions;
+use cadscope::validation::Store;
 use cadscope::{agent, coverage, manual, preflight, privileges, top, trace};
 use clap::Parser;
 
@@ -51,16 +52,20 @@ fn run(config: Config) -> anyhow::Result<u8> {
         allow_multi: config.attach == Attach::Auto,
         min_duration: Duration::ZERO,
         limits: Limits::NONE,
+        keep_files: false,
     };
     match config.command {
         Command::Agent(agent_config) => {
             preflight::require(&node, true)?;
+            // Afterwards no folder can be made and no file locked for itself.
+            let store = agent_config.validation.as_ref().map(|validation| Store::open(&validation.state));
             privileges::give_up(!options.allow_multi || !preflight::has_uprobe_multi(&node))?;
             options.linger = agent_config.linger;
             options.ai_providers.clone_from(&agent_config.ai_providers);
             options.min_duration = agent_config.min_duration;
             options.limits = agent_config.limits;
-            agent::run(&agent_config, options).map(|()| 0)
+            options.keep_files = agent_config.validation.is_some();
+            agent::run(&agent_config, options, store).map(|()| 0)
         }
         Command::Trace(trace_config) => {
             preflight::require(&node, false)?;

@@ -163,6 +163,8 @@ pub struct ObserverOptions {
     pub min_duration: Duration,
     /// How many calls a second of one probe are borne.
     pub limits: Limits,
+    /// Open the files that workers write and read, for their digests.
+    pub keep_files: bool,
 }
 
 impl Observer {
@@ -173,7 +175,7 @@ impl Observer {
     pub fn start(options: ObserverOptions) -> Result<Self, ObserveError> {
         let tls = options.ai_providers.is_some();
         let mut kernel =
-            Kernel::load(&options.sys, options.only_targets, options.allow_multi, options.min_duration, tls)?;
+            Kernel::load(&options.sys, options.only_targets, options.allow_multi, tls, options.min_duration)?;
         let records = kernel.take_events()?;
         let mappings = Mappings::open(&options.sys)?;
         let now = now_ns();
@@ -187,7 +189,7 @@ impl Observer {
             exceptions: Exceptions::default(),
             containers: Containers::default(),
             flow_rules: options.flow_rules,
-            written: Written::new(&options.proc),
+            written: Written::new(&options.proc, options.keep_files),
             proc: options.proc,
             variables: options.variables,
             sources: Sources::new(options.sources),
@@ -443,7 +445,7 @@ impl Observer {
         let worker = self.worker(process, program, self.attacher.versions_of(pid), executed);
         let live = self.workers.enter(worker, executed.unwrap_or(now));
         say(Observation::Started(Arc::clone(&live.worker)));
-        self.written.hold(pid);
+        self.written.hold(pid, executed);
         for mapping in self.workers.runtimes_of(pid) {
             self.hold(&mapping, say);
         }
@@ -521,7 +523,7 @@ impl Observer {
                     let tally = i64::try_from(tally).unwrap_or(i64::MAX);
                     operation.values.insert("tally".to_owned(), Value::Int(tally));
                 }
-                self.written.size(&mut operation);
+                self.written.look(&mut operation);
                 operation.source = self.sources.take(record.tid, record.start_ns, record.end_ns);
                 if let Some(live) = self.workers.get_mut(record.process.pid) {
                     live.did(&mut operation);
@@ -531,7 +533,7 @@ impl Observer {
             Event::Forked { parent, child } => {
                 if self.workers.fork(parent.pid, child, now_ns()).is_some() {
                     self.attacher.inherit(parent.pid, child.pid);
-                    self.written.hold(child.pid);
+                    self.written.hold(child.pid, None);
                 }
             }
             Event::Executed(process, at_ns) => self.executed(process, at_ns, say),
@@ -600,7 +602,7 @@ impl Observer {
             let live = self.workers.enter(worker, executed.unwrap_or_else(now_ns));
             live.settled = true;
             say(Observation::Started(Arc::clone(&live.worker)));
-            self.written.hold(process.pid);
+            self.written.hold(process.pid, executed);
             // The kernel side tells of its end: it has made a call.
             self.late.extend(gone);
             for mapping in self.workers.runtimes_of(process.pid) {
@@ -665,17 +667,17 @@ impl Observer {
         in_flight::in_flight(&self.kernel, &self.attacher, &self.workers, now_ns())
     }
 
-    /// The calls of probes that are wanted and open now.
-    #[must_use]
-    pub fn open_calls(&self, wanted: impl Fn(&Probe) -> bool) -> Vec<OpenCall> {
-        in_flight::open_calls(&self.kernel, &self.attacher, &self.workers, now_ns(), wanted)
-    }
-
     /// The same one by one.
     #[must_use]
     pub fn open_operations(&self) -> Vec<OpenOperation> {
         let (kernel, attacher, workers) = (&self.kernel, &self.attacher, &self.workers);
         in_flight::open_operations(kernel, attacher, workers, &self.sources, now_ns())
+    }
+
+    /// The calls of probes that are wanted and open now.
+    #[must_use]
+    pub fn open_calls(&self, wanted: impl Fn(&Probe) -> bool) -> Vec<OpenCall> {
+        in_flight::open_calls(&self.kernel, &self.attacher, &self.workers, now_ns(), wanted)
     }
 
     /// The node's procfs.

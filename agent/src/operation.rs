@@ -8,6 +8,7 @@ use cadscope_common::record::ProcessKey;
 
 use crate::catalog::Probe;
 use crate::container::Container;
+use crate::inputs::Touched;
 use crate::job::Job;
 use crate::memory::Memory;
 use crate::python::Source;
@@ -44,6 +45,8 @@ pub struct Operation {
     pub values: BTreeMap<String, Value>,
     /// Resident memory of its process; `None` where it was not read.
     pub memory: Option<Memory>,
+    /// The file that it wrote or read; `None` where nobody wants it.
+    pub file: Option<Touched>,
 }
 
 impl Operation {
@@ -65,6 +68,7 @@ impl Operation {
             source: None,
             values: BTreeMap::new(),
             memory: None,
+            file: None,
         }
     }
 

@@ -2,7 +2,6 @@
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use serde::Serialize;
 
@@ -206,9 +205,10 @@ fn check_proc(proc: &Path, held: u64) -> Check {
 }
 
 fn check_load(sys: &Path) -> Check {
-    let all = Kernel::load(sys, true, true, Duration::ZERO, true);
+    let load = |tls| Kernel::load(sys, true, true, tls, std::time::Duration::ZERO);
+    let all = load(true);
     let note = all.as_ref().err().map(|error| format!("; but --ai-latency would not work: {error}"));
-    match all.or_else(|_| Kernel::load(sys, true, true, Duration::ZERO, false)) {
+    match all.or_else(|_| load(false)) {
         Ok(kernel) => {
             let how = format!("load; probes by {}{}", kernel.mode().as_str(), note.unwrap_or_default());
             check("programs", true, how, "")

@@ -158,6 +158,7 @@ pub fn operation(
         signal: (record.signal != 0).then_some(record.signal),
         values,
         memory: memory(record),
+        file: None,
     }
 }
 

@@ -79,6 +79,7 @@ pub(crate) fn operation(probe: &Arc<Probe>, worker: &Arc<Worker>, start_ms: f64,
         source: None,
         values: BTreeMap::new(),
         memory: None,
+        file: None,
     }
 }
 

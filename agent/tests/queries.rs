@@ -16,9 +16,6 @@ use cadscope::export::metrics::families::{Description, describe};
 use promql_parser::label::{Labels, METRIC_NAME};
 use promql_parser::parser::{self, Expr, LabelModifier, VectorSelector};
 
-/// Families of the specification that no release exports yet; their panels show zero.
-const AWAITED: [(&str, &[&str]); 1] =
-    [("deterministic_export_validation_total", &["format", "result", "freecad_version", "occt_version"])];
 /// Labels that Prometheus adds, and what it exports on its targets itself.
 const TARGET_LABELS: [&str; 3] = ["instance", "job", "le"];
 
@@ -31,10 +28,7 @@ fn exported() -> BTreeMap<String, BTreeSet<String>> {
     let described = describe(&Catalog::builtin().unwrap());
     let own =
         described.into_iter().map(|(name, Description { labels, .. })| (name, labels.into_iter().collect()));
-    let awaited = AWAITED
-        .iter()
-        .map(|(name, labels)| ((*name).to_owned(), labels.iter().map(|label| (*label).to_owned()).collect()));
-    awaited.chain(own).chain([("up".to_owned(), BTreeSet::new())]).collect()
+    own.chain([("up".to_owned(), BTreeSet::new())]).collect()
 }
 
 /// What is wrong with a query.

@@ -88,6 +88,7 @@ impl Agent {
         let file = File::create(&log)?;
         let child = command
             .args(["agent", "--listen", &format!("127.0.0.1:{port}")])
+            .env("CADSCOPE_STATE", folder.path().join("state"))
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
@@ -109,16 +110,16 @@ impl Agent {
         format!("http://127.0.0.1:{}", self.port)
     }
 
+    /// The port of its pages, on 127.0.0.1.
+    #[must_use]
+    pub const fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Its process.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
-    }
-
-    /// Where it listens, on 127.0.0.1.
-    #[must_use]
-    pub const fn port(&self) -> u16 {
-        self.port
     }
 
     /// Asks it for a path: status and body.

@@ -134,12 +134,26 @@ impl Build {
     /// # Errors
     /// It failed or hung.
     pub fn run(&self, job: &str, folder: &Path, limit: Duration) -> Result<Ended> {
+        self.run_with(job, folder, &[], limit)
+    }
+
+    /// The same with these variables.
+    ///
+    /// # Errors
+    /// It failed or hung.
+    pub fn run_with(
+        &self,
+        job: &str,
+        folder: &Path,
+        variables: &[(&str, &str)],
+        limit: Duration,
+    ) -> Result<Ended> {
         let jobs = Path::new(env!("CARGO_MANIFEST_DIR")).join("jobs/families");
         for entry in fs::read_dir(&jobs).with_context(|| jobs.display().to_string())? {
             let entry = entry?;
             fs::copy(entry.path(), folder.join(entry.file_name()))?;
         }
-        let ended = run(&mut self.command(job, folder)?, limit)?;
+        let ended = run(self.command(job, folder)?.envs(variables.iter().copied()), limit)?;
         let text = format!("{}\n{}", ended.stdout, ended.stderr);
         ensure!(
             ended.code == 0 && ended.stdout.contains("job done"),

@@ -85,6 +85,21 @@ pub fn build(variant: &str) -> Result<Worker> {
     Ok(Worker { variant: name, program, catalog, scenarios })
 }
 
+/// Builds a program of one file of `tests/`; its exported functions keep their names.
+///
+/// # Errors
+/// No compiler, or the source does not compile.
+pub fn build_program(source: &str) -> Result<PathBuf> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
+    let name = source.file_stem().and_then(|name| name.to_str()).context("source has no name")?;
+    let program = crate::node::cache()?.join(format!("{name}-worker"));
+    let mut compiler = Command::new(crate::node::tool("g++", "g++")?);
+    compiler.args(["-O1", "-rdynamic", "-pthread", "-o"]).args([&program, &source]);
+    let built = run(&mut compiler, Duration::from_secs(120))?;
+    ensure!(built.code == 0, "{}", built.stderr);
+    Ok(program)
+}
+
 fn compile(compiler: &Path, flags: &[&str], folder: &Path) -> Result<()> {
     fs::create_dir_all(folder)?;
     let common = ["-std=c++20", "-Wall", "-Wextra", "-Wno-volatile", "-Werror", "-fwrapv"];

@@ -1,15 +1,13 @@
 //! Promise: the memory of an operation is what it took at its peak, also if it gave it back before it ended.
 
 use std::fs;
-use std::path::PathBuf;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use cadscope_tests::freecad::Job;
-use cadscope_tests::node::{cache, full, require_root, scratch, tool};
-use cadscope_tests::run::run;
+use cadscope_tests::node::{full, require_root, scratch};
 use cadscope_tests::trace::trace;
+use cadscope_tests::worker::build_program;
 
 const CATALOG: &str = r#"
 [[probe]]
@@ -23,19 +21,6 @@ enter = { kib = "u32(arg0)", how = "u8(arg1)" }
 
 const MIB: i64 = 1 << 20;
 
-fn worker() -> Result<PathBuf> {
-    let source = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("memory/memory.cpp");
-    let program = cache()?.join("memory-worker");
-    let built = run(
-        Command::new(tool("g++", "g++")?)
-            .args(["-O1", "-rdynamic", "-pthread", "-o"])
-            .args([&program, &source]),
-        Duration::from_secs(120),
-    )?;
-    ensure!(built.code == 0, "{}", built.stderr);
-    Ok(program)
-}
-
 /// How, KiB; bytes at the entry, at the exit, at the peak.
 type Grown = (char, i64, i64, i64, i64);
 
@@ -44,7 +29,7 @@ fn grown(arguments: &[String]) -> Result<Vec<Grown>> {
     let folder = scratch()?;
     let catalog = folder.path().join("memory.toml");
     fs::write(&catalog, CATALOG)?;
-    let program = worker()?;
+    let program = build_program("memory/memory.cpp")?;
     let program = program.to_str().context("path is not UTF-8")?;
     let mut command = vec![program];
     command.extend(arguments.iter().map(String::as_str));

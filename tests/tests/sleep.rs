@@ -2,14 +2,14 @@
 //! call, nor those that others make on its CPU meanwhile.
 
 use std::fs;
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use cadscope_tests::node::{cache, require_root, scratch, tool};
+use cadscope_tests::node::{require_root, scratch};
 use cadscope_tests::run::run;
 use cadscope_tests::trace::{Operation, trace};
+use cadscope_tests::worker::build_program;
 
 const CATALOG: &str = r#"
 [[probe]]
@@ -22,23 +22,10 @@ enter = { value = "u32[arg0]", n = "i32(arg2)" }
 leave = { result = "u32[ret]" }
 "#;
 
-fn worker() -> Result<PathBuf> {
-    let source = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("sleep/sleep.cpp");
-    let program = cache()?.join("sleep-worker");
-    let built = run(
-        Command::new(tool("g++", "g++")?)
-            .args(["-O1", "-rdynamic", "-pthread", "-o"])
-            .args([&program, &source]),
-        Duration::from_secs(120),
-    )?;
-    ensure!(built.code == 0, "{}", built.stderr);
-    Ok(program)
-}
-
 #[test]
 fn a_call_whose_memory_comes_late_and_those_made_meanwhile_are_told_apart() -> Result<()> {
     let _node = require_root()?;
-    let program = worker()?;
+    let program = build_program("sleep/sleep.cpp")?;
     let folder = scratch()?;
     let catalog = folder.path().join("sleep.toml");
     fs::write(&catalog, CATALOG)?;

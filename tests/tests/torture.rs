@@ -45,14 +45,34 @@ fn rules(scenario: &str) -> Rules<'static> {
 /// A call's own duration and the reported one, nanoseconds.
 type Durations = Vec<(i64, i64)>;
 
-/// Runs one scenario alone and under `trace`; the differences, in words, and the durations: own and reported.
-fn check(worker: &Worker, scenario: &str, settle: &str) -> Result<(Vec<String>, Durations)> {
-    let (alone, _) = worker.run(&[scenario])?;
+/// Scenarios whose durations are compared.
+const TIMED: [&str; 2] = ["durations", "tail_calls"];
+
+/// Scenarios that share a process: those that survive and may lose the same. In the long form each has its own.
+fn groups(worker: &Worker) -> Vec<Vec<&str>> {
+    let names: Vec<&str> = worker.scenarios.iter().map(|scenario| scenario.name.as_str()).collect();
+    let mut shared: BTreeMap<&[&str], Vec<&str>> = BTreeMap::new();
+    let mut groups = Vec::new();
+    for scenario in worker.scenarios.iter().filter(|scenario| wanted(&scenario.name, &names)) {
+        let name = scenario.name.as_str();
+        if full() || scenario.ends || TIMED.contains(&name) {
+            groups.push(vec![name]);
+        } else {
+            shared.entry(rules(name).losses).or_default().push(name);
+        }
+    }
+    groups.extend(shared.into_values());
+    groups
+}
+
+/// Runs scenarios alone and under `trace`; the differences, in words, and the durations: own and reported.
+fn check(worker: &Worker, scenarios: &[&str], settle: &str) -> Result<(Vec<String>, Durations)> {
+    let (alone, _) = worker.run(scenarios)?;
     let folder = cadscope_tests::node::scratch()?;
     let record = folder.path().join("record");
     let record_text = record.display().to_string();
     let environment = [("TORTURE_RECORD", record_text.as_str()), ("TORTURE_SETTLE_MS", settle)];
-    let command = [worker.program()?, scenario];
+    let command: Vec<&str> = std::iter::once(worker.program()?).chain(scenarios.iter().copied()).collect();
     let (watched, trace) = trace(Some(&worker.catalog), &command, &environment, Duration::from_secs(60))?;
 
     let mut complaints = Vec::new();
@@ -63,7 +83,8 @@ fn check(worker: &Worker, scenario: &str, settle: &str) -> Result<(Vec<String>, 
         complaints.push(format!("exits with {}, alone {}: {}", watched.code, alone.code, watched.stderr));
     }
     let calls = cadscope_tests::record::read(&record)?;
-    let comparison = compare(&calls, &trace, rules(scenario));
+    let losses = scenarios.first().map_or(rules(""), |scenario| rules(scenario));
+    let comparison = compare(&calls, &trace, losses);
     complaints.extend(comparison.complaints);
     let deep: u64 = trace.losses.iter().filter(|(name, _)| name.contains("deep")).map(|(_, n)| n).sum();
     if deep != comparison.too_deep {
@@ -86,31 +107,34 @@ fn check_variant(variant: &'static str) -> Result<()> {
     }
     let _node = require_root()?;
     let worker = worker::build(variant)?;
-    let all: Vec<&str> = worker.scenarios.iter().map(|s| s.name.as_str()).collect();
+    let groups = groups(&worker);
     let mut report = BTreeMap::new();
     let mut durations = Vec::new();
-    for scenario in all.iter().filter(|s| wanted(s, &all)) {
-        match check(&worker, scenario, SETTLE_MS) {
+    for scenarios in &groups {
+        match check(&worker, scenarios, SETTLE_MS) {
             Ok((complaints, pairs)) => {
                 if !complaints.is_empty() {
-                    report.insert(*scenario, complaints.join("\n"));
+                    report.insert(scenarios.join(" "), complaints.join("\n"));
                 }
-                if matches!(*scenario, "durations" | "tail_calls") {
+                if TIMED.contains(&scenarios.concat().as_str()) {
                     durations.extend(pairs);
                 }
             }
             Err(error) => {
-                report.insert(*scenario, format!("{error:#}"));
+                report.insert(scenarios.join(" "), format!("{error:#}"));
             }
         }
     }
     let (error, count) = duration_error(&durations, 1_000_000);
     eprintln!("{variant}: {count} calls over 1 ms, median error {:.0} % of what is allowed", error * 100.0);
     if error > 1.0 {
-        report.insert("durations", format!("median of {count} is {error:.2} times max(1 %, 30 us) off"));
+        report.insert(
+            "durations".to_owned(),
+            format!("median of {count} is {error:.2} times max(1 %, 30 us) off"),
+        );
     }
     let text: String = report.iter().map(|(scenario, what)| format!("== {scenario}\n{what}\n")).collect();
-    ensure!(report.is_empty(), "{variant}: {} of {} scenarios differ\n{text}", report.len(), all.len());
+    ensure!(report.is_empty(), "{variant}: {} of {} runs differ\n{text}", report.len(), groups.len());
     Ok(())
 }
 
@@ -254,7 +278,7 @@ fn the_first_calls_of_a_program_never_seen_are_traced() -> Result<()> {
             folder.path().join("libtorture_plugin.so"),
         )?;
         let worker = Worker { program, ..built.clone() };
-        let (complaints, _) = check(&worker, scenario, "0")?;
+        let (complaints, _) = check(&worker, &[scenario], "0")?;
         ensure!(complaints.is_empty(), "{scenario}:\n{}", complaints.join("\n"));
     }
     Ok(())

@@ -1,6 +1,6 @@
 //! Turns package registries into the builds of FreeCAD and OCCT that the tests run jobs on: root file systems of other
-//! Debian suites, virtual environments with Python wheels; and of what cadscope talks to: the OpenTelemetry Collector,
-//! Prometheus, Grafana's types and components, a Kubernetes node.
+//! Debian suites, virtual environments with Python wheels; of Kubernetes, in whose pods jobs run; and of what cadscope
+//! talks to: the OpenTelemetry Collector, Prometheus, Grafana's types and components.
 //!
 //! Which builds there are is data, [`BUILDS`]. Each is made once, in the cache, under a name that carries a digest of how
 //! it is made; a folder of that name is whole, because it is renamed to it last. Nothing is installed on the machine.
@@ -42,6 +42,8 @@ enum Source {
     Unpacked(&'static str, &'static [&'static str]),
     /// Packages of npm, and files beside them; a page among them is built.
     Npm(&'static [&'static str], &'static [(&'static str, &'static str)]),
+    /// The sources of these Python packages as they were published, with their tests, and what runs those.
+    Sources(&'static [&'static str]),
     /// `helm` and `kubectl`, which this Python package carries in an archive.
     KubernetesTools(&'static str),
 }
@@ -95,6 +97,19 @@ pub(crate) const BUILDS: &[Build] = &[
     Build { name: "otelcol", everyday: true, source: Source::Collector("sid") },
     Build { name: "kubernetes", everyday: false, source: Source::Kubernetes },
     Build { name: "debian-system", everyday: false, source: Source::System("bookworm") },
+    // Of the versions that the wheels have.
+    Build { name: "published", everyday: true, source: Source::Sources(&["build123d==0.13.0"]) },
+    Build {
+        name: "published-older",
+        everyday: false,
+        source: Source::Sources(&[
+            "cadquery==2.5.2",
+            "cadquery==2.7.0",
+            "cadquery==2.8.0",
+            "build123d==0.8.0",
+            "build123d==0.10.0",
+        ]),
+    },
     Build {
         name: "kubernetes-tools",
         everyday: true,
@@ -172,6 +187,11 @@ pub(crate) fn make_for_tests(full: bool) -> Result<()> {
 }
 
 impl Build {
+    /// It has OCCT.
+    pub(crate) fn has_cad(&self) -> bool {
+        self.name.starts_with("freecad-") || self.name.starts_with("wheel-")
+    }
+
     fn make(&self) -> Result<()> {
         let link = folder()?.join(self.name);
         let target = folder()?.join(format!("{}-{:08x}", self.name, self.recipe()));
@@ -187,6 +207,7 @@ impl Build {
                 Source::Kubernetes => kubernetes::build(&target)?,
                 Source::Unpacked(suite, packages) => unpacked(suite, packages, &target)?,
                 Source::Npm(packages, files) => npm(packages, files, &target)?,
+                Source::Sources(packages) => sources(packages, &target)?,
                 Source::KubernetesTools(package) => kubernetes_tools(package, &target)?,
             }
             println!("build {}: {}", self.name, minutes(begin.elapsed()));
@@ -209,6 +230,7 @@ impl Build {
             Source::Kubernetes => (1, kubernetes::ROOT, kubernetes::PROGRAMS).hash(&mut hasher),
             Source::Unpacked(suite, packages) => (1, suite, packages, UNPACKED).hash(&mut hasher),
             Source::Npm(packages, files) => (1, packages, files, NPM).hash(&mut hasher),
+            Source::Sources(packages) => (2, packages, TEST_TOOLS).hash(&mut hasher),
             Source::KubernetesTools(package) => (1, package, KUBERNETES_TOOLS).hash(&mut hasher),
         }
         let [a, b, c, d, ..] = hasher.finish().to_le_bytes();
@@ -249,6 +271,35 @@ fn wheels(packages: &[&str], target: &Path) -> Result<()> {
         .args(["--disable-pip-version-check", "--only-binary=:all:"])
         .args(packages))?;
     // `bin/python` is a link and finds its libraries by its own place: it works after the renaming.
+    Ok(fs::rename(&partial, target)?)
+}
+
+/// What runs the tests of the packages.
+const TEST_TOOLS: &[&str] = &["pytest==8.4.2", "docutils==0.21.2"];
+
+/// Unpacked beside one another, as `cadquery-2.8.0`; the tools are in `tools`, for `PYTHONPATH`.
+fn sources(packages: &[&str], target: &Path) -> Result<()> {
+    let partial = target.with_extension("partial");
+    remove(&partial)?;
+    let archives = partial.join("archives");
+    fs::create_dir_all(&archives)?;
+    run(Command::new("/usr/bin/python3").args(["-m", "venv"]).arg(partial.join("pip")))?;
+    let pip = |command: &str| {
+        let mut pip = Command::new(partial.join("pip/bin/python"));
+        pip.args(["-m", "pip", command, "--quiet", "--disable-pip-version-check"]);
+        pip
+    };
+    run(pip("install").arg("--target").arg(partial.join("tools")).args(TEST_TOOLS))?;
+    // What the packages are built with is taken as it comes; each version by itself, for one name has one version.
+    for package in packages {
+        let name = package.split('=').next().unwrap_or_default();
+        run(pip("download").args(["--no-deps", "--no-binary", name, "--dest"]).arg(&archives).arg(package))?;
+    }
+    for archive in fs::read_dir(&archives)? {
+        run(Command::new("tar").arg("xf").arg(archive?.path()).arg("-C").arg(&partial))?;
+    }
+    remove(&archives)?;
+    remove(&partial.join("pip"))?;
     Ok(fs::rename(&partial, target)?)
 }
 

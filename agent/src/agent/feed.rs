@@ -16,9 +16,10 @@ use crate::flow::Flows;
 use crate::group::Groups;
 use crate::live::{Recent, Snapshot};
 use crate::observe::{Observation, Observer, now_ns};
-use crate::operation::Worker;
+use crate::operation::{Operation, Worker};
 use crate::rollup::Rollups;
 use crate::usage::Usages;
+use crate::validation::Validation;
 
 /// Kills that `/status` shows.
 const MAX_OOM_KILLS: usize = 100;
@@ -33,8 +34,9 @@ pub(super) struct Feed<'a> {
     usages: Usages,
     oom_kills: VecDeque<OomStatus>,
     traces: Traces,
-    progress: Progress,
     recent: Recent,
+    progress: Progress,
+    validation: Option<Validation>,
 }
 
 impl<'a> Feed<'a> {
@@ -43,6 +45,7 @@ impl<'a> Feed<'a> {
         rollups: Rollups,
         pod_labels: bool,
         traces: Traces,
+        validation: Option<Validation>,
         progress: Progress,
         slow: Duration,
     ) -> Self {
@@ -55,24 +58,29 @@ impl<'a> Feed<'a> {
             usages: Usages::default(),
             oom_kills: VecDeque::new(),
             traces,
-            progress,
             recent: Recent::new(slow),
+            progress,
+            validation,
         }
     }
 
     pub(super) fn take(&mut self, observation: Observation) {
         let metrics = self.metrics;
-        let traces = &mut self.traces;
-        traces.see(&observation);
-        self.progress.see(&observation);
+        self.traces.see(&observation);
         self.recent.see(&observation);
+        self.progress.see(&observation);
+        let (traces, validation) = (&mut self.traces, &mut self.validation);
+        let mut record = |operation: &Operation, nested| {
+            traces.record(metrics, operation, nested);
+            if let (Some(validation), false) = (&mut *validation, nested) {
+                validation.see(operation, |verdict| metrics.export_validated(&verdict));
+            }
+        };
         self.flows.see(&observation, now_ns(), |step| metrics.flow(&step));
         match observation {
             Observation::Operation(operation) => {
                 self.rollups.see(&operation, |rolled| metrics.record_rollup(&operation.worker, &rolled));
-                self.groups.push(*operation, |operation, nested| {
-                    traces.record(metrics, &operation, nested);
-                });
+                self.groups.push(*operation, |operation, nested| record(&operation, nested));
             }
             Observation::Started(worker) => {
                 metrics.worker_seen();
@@ -82,7 +90,10 @@ impl<'a> Feed<'a> {
             Observation::Ended { worker, end, .. } => {
                 let pid = worker.process.pid;
                 self.rollups.end(pid);
-                self.groups.end(pid, |operation, nested| traces.record(metrics, &operation, nested));
+                self.groups.end(pid, |operation, nested| record(&operation, nested));
+                if let Some(validation) = &mut self.validation {
+                    validation.end(worker.process);
+                }
                 self.ended(&worker, &end);
             }
             Observation::Called(call) => metrics.ai_call(&call),
@@ -180,6 +191,9 @@ impl<'a> Feed<'a> {
         let (published, refused) = counts.broker();
         let dropped = [("slow_client", counts.slow()), ("queue_full", counts.lost()), ("redis", refused)];
         self.metrics.progress(counts.clients(), published, &dropped);
+        for verdict in self.validation.iter().flat_map(Validation::verdicts) {
+            self.metrics.export_validated(&verdict);
+        }
     }
 
     /// Asks procfs what the workers use.

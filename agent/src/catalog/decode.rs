@@ -123,6 +123,22 @@ impl Probe {
         })
     }
 
+    /// The path of the file that a call of the group `load` reads; `None` for one that reads no file.
+    #[must_use]
+    pub fn read_file<'a>(&self, values: &'a BTreeMap<String, Value>) -> Option<&'a str> {
+        let path = self.attributes.get("file.path").filter(|_| self.loads())?;
+        match values.get(path) {
+            Some(Value::Text(path)) => Some(path),
+            _ => None,
+        }
+    }
+
+    /// Its calls read what the worker then works on.
+    #[must_use]
+    pub fn loads(&self) -> bool {
+        self.group.as_deref() == Some("load")
+    }
+
     /// What the operation is called: the title with its places filled; a value that is absent is left
     /// out, with the space before it.
     #[must_use]

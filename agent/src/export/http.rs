@@ -1,5 +1,5 @@
-//! Turns HTTP requests into pages over the shared state: `/metrics`, `/livez`, `/readyz`, `/status`, `/live`,
-//! `/progress`, and `/`, the live page.
+//! Turns HTTP requests into pages over the shared state: `/metrics`, `/livez`, `/readyz`, `/status`, `/live`, `/progress`
+//! and `/`, the live page.
 //!
 //! The pages are read-only. A client is not trusted to be quick or few: request heads are limited in size and time,
 //! connections in number and age.
@@ -233,15 +233,15 @@ pub enum ProbeState {
 pub struct Shared {
     metrics: Arc<Metrics>,
     status: RwLock<Status>,
-    progress: Arc<Hub>,
     live: live::Channel,
+    progress: Arc<Hub>,
 }
 
 impl Shared {
     /// Pages over these metrics and a status that is not ready.
     #[must_use]
     pub fn new(metrics: Arc<Metrics>, status: Status) -> Self {
-        Self { metrics, status: RwLock::new(status), progress: Arc::default(), live: live::Channel::new() }
+        Self { metrics, status: RwLock::new(status), live: live::Channel::new(), progress: Arc::default() }
     }
 
     /// Who listens to the progress of jobs.

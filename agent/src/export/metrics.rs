@@ -27,6 +27,7 @@ use crate::catalog::{Amount, Label, Probe};
 use crate::in_flight::InFlight;
 use crate::operation::{Operation, Outcome, Value, Worker};
 use crate::rollup::Rolled;
+use crate::validation::Verdict;
 
 /// Upper bounds of the classic duration buckets, seconds: 1 ms, below which no alert cares, to the 10 minutes after which
 /// a job is given up; each threshold of an alert (15 s, 30 s, 300 s) is a bound.
@@ -625,6 +626,22 @@ impl Metrics {
     /// Counts records that the agent dropped; zero makes the series exist.
     pub fn records_dropped(&self, reason: &str, count: u64) {
         self.add(&families::RECORDS_DROPPED, &[("reason", reason)], count as f64);
+    }
+
+    /// Counts an export that was compared with the earlier one of the same inputs, or could not be.
+    pub fn export_validated(&self, verdict: &Verdict) {
+        match verdict {
+            Verdict::Compared { worker, format, same } => {
+                let labels = [
+                    ("format", format.as_str()),
+                    ("result", if *same { "pass" } else { "fail" }),
+                    ("freecad_version", worker.freecad_version.as_str()),
+                    ("occt_version", worker.occt_version.as_str()),
+                ];
+                self.add(&families::EXPORT_VALIDATION, &labels, 1.0);
+            }
+            Verdict::Not(reason) => self.add(&families::EXPORTS_NOT_COMPARED, &[("reason", reason)], 1.0),
+        }
     }
 
     /// Sets the number of workers alive, by `(freecad_version, occt_version)`.

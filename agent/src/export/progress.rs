@@ -184,10 +184,11 @@ impl Progress {
                 }
                 self.counted.retain(|(of, ..), _| *of != pid);
             }
-            Observation::Repeated { .. } | Observation::Limited { .. } => {}
             Observation::Ready(_)
             | Observation::Called(_)
             | Observation::Missed { .. }
+            | Observation::Repeated { .. }
+            | Observation::Limited { .. }
             | Observation::Dropped(_) => {}
         }
     }

@@ -40,18 +40,27 @@ struct Kind {
     max_ns: u64,
     durations: VecDeque<u64>,
     /// Second → how many ended in it.
-    seconds: VecDeque<(u64, u32)>,
+    seconds: VecDeque<(u64, u64)>,
 }
 
 impl Kinds {
     pub(super) fn see(&mut self, operation: &Operation) {
+        self.add(operation, 1, operation.end_ns);
+    }
+
+    /// Takes so many like this one, which has their mean duration and no place in time.
+    pub(super) fn repeat(&mut self, operation: &Operation, times: u64, now_ns: u64) {
+        self.add(operation, times, now_ns);
+    }
+
+    fn add(&mut self, operation: &Operation, times: u64, end_ns: u64) {
         let key = key(operation);
         let place = match self.by_key.get(&key) {
             Some(place) => *place,
             None => self.enter(key, operation),
         };
         if let Some(kind) = self.kinds.get_mut(place) {
-            kind.see(operation);
+            kind.add(operation, times, end_ns);
         }
     }
 
@@ -88,25 +97,25 @@ impl Kinds {
 }
 
 impl Kind {
-    fn see(&mut self, operation: &Operation) {
+    fn add(&mut self, operation: &Operation, times: u64, end_ns: u64) {
         let duration_ns = operation.end_ns.saturating_sub(operation.start_ns);
-        self.count += 1;
-        self.failed += u64::from(operation.outcome != Outcome::Ok);
-        self.total_ns = self.total_ns.saturating_add(duration_ns);
+        self.count = self.count.saturating_add(times);
+        self.failed = self.failed.saturating_add(if operation.outcome == Outcome::Ok { 0 } else { times });
+        self.total_ns = self.total_ns.saturating_add(duration_ns.saturating_mul(times));
         self.max_ns = self.max_ns.max(duration_ns);
         if self.durations.len() >= MAX_DURATIONS {
             self.durations.pop_front();
         }
         self.durations.push_back(duration_ns);
-        let second = operation.end_ns / SECOND_NS;
+        let second = end_ns / SECOND_NS;
         match self.seconds.back_mut() {
             // Records of several CPUs come a little out of order.
-            Some((last, count)) if *last >= second => *count = count.saturating_add(1),
+            Some((last, count)) if *last >= second => *count = count.saturating_add(times),
             _ => {
                 if self.seconds.len() >= SECONDS {
                     self.seconds.pop_front();
                 }
-                self.seconds.push_back((second, 1));
+                self.seconds.push_back((second, times));
             }
         }
     }
@@ -120,12 +129,12 @@ impl Kind {
         };
         let now = now_ns / SECOND_NS;
         let lately = |second: u64| (now.saturating_sub(RATE_SECONDS)..now).contains(&second);
-        let count: u32 =
+        let count: u64 =
             self.seconds.iter().filter(|(second, _)| lately(*second)).map(|second| second.1).sum();
         KindRow {
             kind: self.name.clone(),
             open: 0,
-            per_second: f64::from(count) / RATE_SECONDS as f64,
+            per_second: count as f64 / RATE_SECONDS as f64,
             count: self.count,
             failed: self.failed,
             total_ns: self.total_ns,
@@ -184,6 +193,16 @@ mod tests {
         assert!((union.per_second - 20.0).abs() < 1e-9, "{union:?}");
         assert_eq!((cut.p50_ns, cut.p95_ns, cut.max_ns), (147_000_000, 282_000_000, 297_000_000));
         assert!(kinds.rows(60_000_000_000, &[]).iter().all(|row| row.per_second == 0.0));
+    }
+
+    #[test]
+    fn repeated_calls_count_as_many_now() {
+        let (worker, probe) = (samples::worker(7, "freecadcmd"), Arc::new(samples::boolean()));
+        let mut kinds = Kinds::default();
+        kinds.repeat(&samples::operation(&probe, &worker, 0.0, 2.0), 1000, 4_500_000_000);
+        let rows = kinds.rows(5_000_000_000, &[]);
+        assert_eq!((rows[0].count, rows[0].total_ns, rows[0].p50_ns), (1000, 2_000_000_000, 2_000_000));
+        assert!((rows[0].per_second - 100.0).abs() < 1e-9);
     }
 
     #[test]

@@ -4,6 +4,7 @@ import sys
 sys.path.insert(0, __file__.rsplit("/", 1)[0])
 from expected import done, expect, path, scope, size_range
 
+from ocp_documents import Info, document, static
 from ocp_shapes import boxes
 from OCP.BinTools import BinTools
 from OCP.BRep import BRep_Builder
@@ -22,10 +23,6 @@ scope(E)
 scope(L)
 shape = boxes(1)[0]
 BRepMesh_IncrementalMesh(shape, 0.1)
-
-
-def static(cls, name):
-    return getattr(cls, name, None) or getattr(cls, name + "_s")
 
 
 def wrote(format, name, ok=True):
@@ -71,30 +68,14 @@ read("stl")
 
 from OCP.Message import Message_ProgressRange
 from OCP.RWGltf import RWGltf_CafReader, RWGltf_CafWriter
-from OCP.TCollection import TCollection_AsciiString, TCollection_ExtendedString
-from OCP.TDocStd import TDocStd_Document
-from OCP.XCAFApp import XCAFApp_Application
-from OCP.XCAFDoc import XCAFDoc_DocumentTool
-
-try:
-    from OCP.TColStd import TColStd_IndexedDataMapOfStringString as Info
-except ImportError:
-    from OCP.collections import IndexedDataMap_TCollection_AsciiString_TCollection_AsciiString as Info
-
-
-def document():
-    made = TDocStd_Document(TCollection_ExtendedString("XmlOcaf"))
-    static(XCAFApp_Application, "GetApplication")().NewDocument(TCollection_ExtendedString("MDTV-XCAF"), made)
-    static(XCAFDoc_DocumentTool, "ShapeTool")(made.Main()).AddShape(shape)
-    return made
-
+from OCP.TCollection import TCollection_AsciiString
 
 for name, binary, format in (("a.glb", True, "GLB"), ("a.gltf", False, "GLTF")):
     writer = RWGltf_CafWriter(TCollection_AsciiString(path(name)), binary)
-    wrote(format, name, writer.Perform(document(), Info(), Message_ProgressRange()))
+    wrote(format, name, writer.Perform(document(shape), Info(), Message_ProgressRange()))
 reader = RWGltf_CafReader()
 if hasattr(reader, "SetDocument"):  # not in the Python of OCCT 7.7 and 7.8
-    reader.SetDocument(document())
+    reader.SetDocument(document(shape))
     reader.Perform(TCollection_AsciiString(path("a.glb")), Message_ProgressRange())
     read("gltf")
 done()

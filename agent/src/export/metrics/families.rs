@@ -58,6 +58,8 @@ families! {
         "Events of the progress feed that Redis took.";
     PROGRESS_DROPPED = "cadscope_progress_dropped_total" Counter ["reason"]
         "Events of the progress feed that found no room or were refused, and clients that did not keep up.";
+    EXPORTS_NOT_COMPARED = "cadscope_exports_not_compared_total" Counter ["reason"]
+        "Exported files that were not compared: the first of their inputs, or for the reason told.";
     PROCESS_CPU = "process_cpu_seconds_total" Counter [] "CPU time that the agent has used.";
     PROCESS_RESIDENT = "process_resident_memory_bytes" Gauge [] "Resident memory of the agent.";
 
@@ -92,6 +94,9 @@ families! {
         "Calls of AI providers: from the request's first byte to the response's first.";
     AI_REQUESTS = "ai_provider_requests_total" Counter ["provider", "model", "operation", "status"]
         "Calls of AI providers; status is ok, or error: an HTTP status from 400 on, or no response.";
+    EXPORT_VALIDATION = "deterministic_export_validation_total" Counter
+        ["format", "result", "freecad_version", "occt_version"]
+        "Exported files that are what the earlier export of the same inputs wrote (pass), or are not (fail).";
 
     FLOWS_STARTED = "model_generation_started_total" Counter ["flow_type", "freecad_version", "occt_version"]
         "Workers that started, each one flow.";

@@ -49,6 +49,7 @@ fn open(probe: &Arc<Probe>, worker: &Arc<Worker>, start_ns: u64, around: Option<
     OpenCall {
         worker: Arc::clone(worker),
         tid: worker.process.pid,
+        depth: 0,
         start_ns,
         parent_start_ns: around,
         probe: Arc::clone(probe),
