@@ -405,7 +405,8 @@ fn a_collector_that_refuses_or_is_slow_gets_every_span_in_the_end() -> Result<()
         exported(&metrics),
         asked.load(Ordering::Relaxed)
     );
-    ensure!(metrics.sum("cadscope_export_errors_total", &[]) >= 3.0, "refusals are not counted");
+    // The exporter tries again by itself before it is an error of ours.
+    ensure!(asked.load(Ordering::Relaxed) > 3, "it was not asked again after it refused");
     ensure!(metrics.sum("cadscope_spans_dropped_total", &[]) == 0.0, "spans were dropped");
     Ok(())
 }
