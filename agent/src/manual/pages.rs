@@ -81,7 +81,10 @@ mod tests {
             std::fs::write(&path, page).unwrap();
         }
         let kept = std::fs::read_to_string(&path).unwrap_or_default();
-        assert!(kept == page, "docs/{name} is not what the program says: run `cargo xtask docs`");
+        assert!(
+            kept == page,
+            "docs/{name} is not what the program says; CADSCOPE_WRITE=1 cargo test -p cadscope --lib manual::pages writes it"
+        );
     }
 
     #[test]
