@@ -28,7 +28,7 @@ iges.AddShape(shape)
 iges.ComputeModel()
 iges.Write(path("a.igs"))
 static(BRepTools, "Write")(shape, path("a.brep"))
-static(BinTools, "Write")(shape, path("a.bin"))
+static(BinTools, "Write")(shape, path("shape.bin"))
 StlAPI_Writer().Write(shape, path("a.stl"))
 VrmlAPI_Writer().Write(shape, path("a.wrl"))
 for name, binary in (("a.glb", True), ("a.gltf", False)):
