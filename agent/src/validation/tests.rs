@@ -40,9 +40,9 @@ impl Court {
         let files =
             files.filter_map(|(index, name)| Some((index, File::open(self.path(name)).ok()?))).collect();
         // Longer than the tolerance for the times of files.
-        std::thread::sleep(std::time::Duration::from_millis(15));
+        std::thread::sleep(std::time::Duration::from_millis(50));
         let executed_ns = clock::now_ns();
-        std::thread::sleep(std::time::Duration::from_millis(15));
+        std::thread::sleep(std::time::Duration::from_millis(50));
         Arc::new(Start { arguments, files, folder: self.folder.path().to_owned(), executed_ns })
     }
 
