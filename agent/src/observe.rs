@@ -613,8 +613,13 @@ impl Observer {
         announce(live, say);
         if !live.settled {
             live.settled = true;
-            if let Some((file, versions)) = self.attacher.read_freecad(&self.proc, process.pid) {
+            if let Some((file, mut versions)) = self.attacher.read_freecad(&self.proc, process.pid) {
                 self.attacher.learn_freecad(file, &versions.freecad);
+                // FreeCAD says which OCCT it was compiled with; the files say which it runs with, if less exactly.
+                let files = self.attacher.versions_of(process.pid);
+                if !versions.occt.starts_with(&files.occt) {
+                    versions.occt = files.occt;
+                }
                 renew(live, &versions, say);
             }
         }
