@@ -1,3 +1,5 @@
+//! What digests of real and made-up files have to say.
+
 use std::io::Cursor;
 
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! Which exports are compared with which, and what comes of it.
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

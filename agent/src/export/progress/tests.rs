@@ -1,3 +1,5 @@
+//! What listeners are told of jobs, and when.
+
 use std::collections::BTreeMap;
 
 use super::hub::Filter;

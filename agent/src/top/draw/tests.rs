@@ -1,3 +1,5 @@
+//! What the screen shows at each size and in each state.
+
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 use ratatui::buffer::Buffer;
