@@ -265,15 +265,15 @@ mod tests {
         let job = job("j-1234");
         for (text, wanted) in [
             ("out/part.step", "{file part.step}"),
-            ("/work/out/../out/part.step", "{file part.step}"),
+            ("/jobs/out/../out/part.step", "{file part.step}"),
             ("--to=out/part.step", "--to={file part.step}"),
-            ("/work/out", "{folder}"),
+            ("/jobs/out", "{folder}"),
             ("/", "/"),
             ("--job=j-1234", "--job={id}"),
             ("20", "20"),
             ("other/part.step", "other/part.step"),
         ] {
-            let found = argument(text, Path::new("/work"), Path::new("/work/out/part.step"), &job);
+            let found = argument(text, Path::new("/jobs"), Path::new("/jobs/out/part.step"), &job);
             assert_eq!(found, Argument::Text(wanted.to_owned()), "{text}");
         }
     }
