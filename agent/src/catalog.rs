@@ -73,7 +73,7 @@ use std::sync::Arc;
 
 use cadscope_common::probe::ProbeProgram;
 
-pub use decode::demangle_type;
+pub use decode::{demangle_type, printable};
 pub use file::CatalogError;
 
 /// The files that the program brings along.

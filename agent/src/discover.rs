@@ -4,13 +4,14 @@ pub mod container;
 pub mod mappings;
 
 use std::fs::File;
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use cadscope_common::record::ProcessKey;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::Mode;
-use nix::sys::statfs::{OVERLAYFS_SUPER_MAGIC, fstatfs};
+use nix::sys::statfs::{BTRFS_SUPER_MAGIC, OVERLAYFS_SUPER_MAGIC, fstatfs};
 use procfs::process::{MMPermissions, MMapPath, Process};
 
 use crate::job::ENVIRON_BYTES;
@@ -43,21 +44,33 @@ pub enum OpenError {
 pub fn open_mapped(proc: &Path, mapping: &Mapping) -> Result<File, OpenError> {
     let process = proc.join(mapping.pid.to_string());
     let by_mapping = process.join("map_files").join(format!("{:x}-{:x}", mapping.start, mapping.end));
-    if let Ok(file) = File::open(&by_mapping) {
-        return regular(file);
+    if let Ok(found) = look(AT_FDCWD, &by_mapping, ResolveFlag::empty()) {
+        return readable(&regular(found)?);
     }
     let root = File::open(process.join("root")).map_err(|_| OpenError::Gone)?;
     let path = Path::new(mapping.path.trim_start_matches('/'));
-    let file = open_below(&root, path).map_err(|error| match error {
+    let found = look_below(&root, path).map_err(|error| match error {
         nix::Error::ENOENT | nix::Error::ESRCH => OpenError::Gone,
         error => OpenError::Refused(error.to_string()),
     })?;
-    let file = regular(file)?;
-    let metadata = file.metadata().map_err(|error| OpenError::Refused(error.to_string()))?;
-    if metadata.ino() != mapping.file.inode {
+    let found = regular(found)?;
+    if !is_stated(&found, mapping.file).map_err(|error| OpenError::Refused(error.to_string()))? {
         return Err(OpenError::Replaced);
     }
-    Ok(file)
+    readable(&found)
+}
+
+/// Whether an unopened file can be the one that a mapping states. Only by its inode number where the device of a file is
+/// another than its mapping's: the layers of an overlay, the subvolumes of btrfs.
+fn is_stated(found: &File, stated: FileId) -> std::io::Result<bool> {
+    let metadata = found.metadata()?;
+    let same_device = (u64::from(stated.major), u64::from(stated.minor))
+        == (nix::sys::stat::major(metadata.dev()), nix::sys::stat::minor(metadata.dev()));
+    Ok(metadata.ino() == stated.inode && (same_device || device_may_differ(found)?))
+}
+
+fn device_may_differ(file: &File) -> std::io::Result<bool> {
+    Ok([OVERLAYFS_SUPER_MAGIC, BTRFS_SUPER_MAGIC].contains(&fstatfs(file)?.filesystem_type()))
 }
 
 /// The identity of an open file that a mapping states.
@@ -152,7 +165,7 @@ pub fn parent_of(proc: &Path, pid: u32) -> Option<u32> {
 pub fn read_below_root(proc: &Path, pid: u32, path: &Path, limit: u64) -> Option<Vec<u8>> {
     use std::io::Read;
     let root = File::open(proc.join(pid.to_string()).join("root")).ok()?;
-    let file = regular(open_below(&root, path).ok()?).ok()?;
+    let file = open_below_root(&root, path)?;
     let mut bytes = Vec::new();
     file.take(limit).read_to_end(&mut bytes).ok()?;
     Some(bytes)
@@ -177,21 +190,23 @@ pub fn with_environ<T>(proc: &Path, pid: u32, take: impl FnOnce(&[u8]) -> T) -> 
 /// A regular file below a root, resolved without leaving it. What is no regular file is not opened, only looked at.
 #[must_use]
 pub fn open_below_root(root: &File, path: &Path) -> Option<File> {
-    let how = OpenHow::new()
-        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
-        .mode(Mode::empty())
-        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    let found = regular(openat2(root, path, how).map(File::from).ok()?).ok()?;
-    // The same file, readable.
-    File::open(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&found))).ok()
+    readable(&regular(look_below(root, path).ok()?).ok()?).ok()
 }
 
-fn open_below(root: &File, path: &Path) -> nix::Result<File> {
-    let how = OpenHow::new()
-        .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY)
-        .mode(Mode::empty())
-        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    openat2(root, path, how).map(File::from)
+/// A file below a root, unopened: a pipe has no reader by it, a device is not touched.
+fn look_below(root: &File, path: &Path) -> nix::Result<File> {
+    look(root, path, ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS)
+}
+
+fn look(folder: impl AsFd, path: &Path, resolve: ResolveFlag) -> nix::Result<File> {
+    let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).mode(Mode::empty()).resolve(resolve);
+    openat2(folder, path, how).map(File::from)
+}
+
+/// The same file, opened to be read.
+fn readable(found: &File) -> Result<File, OpenError> {
+    let again = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(found));
+    File::open(again).map_err(|error| OpenError::Refused(error.to_string()))
 }
 
 /// What a process uses now.

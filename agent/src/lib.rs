@@ -8,6 +8,7 @@
 
 pub mod clock;
 pub mod value;
+pub mod demangled;
 pub mod memory;
 pub mod ending;
 pub mod container;

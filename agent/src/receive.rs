@@ -12,7 +12,7 @@ use cadscope_common::record::{
 use cadscope_common::tls::Exchange;
 
 use crate::attach::Slot;
-use crate::catalog::demangle_type;
+use crate::catalog::{demangle_type, printable};
 use crate::ending::{self, Limit};
 use crate::kernel::plain;
 use crate::memory::Memory;
@@ -114,7 +114,7 @@ impl Exceptions {
         }
         let end = exception.type_name.iter().position(|byte| *byte == 0).unwrap_or(exception.type_name.len());
         let name = exception.type_name.get(..end).filter(|name| !name.is_empty());
-        let name = name.map(|name| Arc::from(demangle_type(&String::from_utf8_lossy(name)).as_str()));
+        let name = name.map(|name| Arc::from(demangle_type(&printable(name)).as_str()));
         self.by_thread.insert(exception.tid, (exception.id, name));
     }
 

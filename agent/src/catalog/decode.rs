@@ -8,9 +8,10 @@ use std::sync::Arc;
 
 use cadscope_common::probe::{TEXT_BLOCK, edge, kind};
 use cadscope_common::record::{self, ended_by};
-use cpp_demangle::{DemangleOptions, Symbol};
+use cpp_demangle::DemangleOptions;
 
 use super::{Comparison, Condition, Derived, Label, Layout, Place, Probe, Product, ranges};
+use crate::demangled::demangled;
 use crate::value::{Outcome, Value};
 
 /// Label value where the value could not be read.
@@ -277,7 +278,8 @@ fn text_value(text: &[u8], block: u8, blocks: u8, class: bool) -> Option<Value> 
 }
 
 /// Valid UTF-8 without control characters.
-fn printable(raw: &[u8]) -> String {
+#[must_use]
+pub fn printable(raw: &[u8]) -> String {
     String::from_utf8_lossy(raw).replace(char::is_control, "\u{fffd}")
 }
 
@@ -286,9 +288,7 @@ fn printable(raw: &[u8]) -> String {
 pub fn demangle_type(name: &str) -> String {
     // GCC marks names of types that are local to a file with a star.
     let bare = name.strip_prefix('*').unwrap_or(name);
-    let symbol = Symbol::new(format!("_ZTS{bare}"));
-    let demangled = symbol.ok().and_then(|symbol| symbol.demangle_with_options(&DemangleOptions::new()).ok());
-    match demangled.as_deref().and_then(|text| text.strip_prefix("typeinfo name for ")) {
+    match demangled(&format!("_ZTS{bare}"), &DemangleOptions::new()).as_deref().and_then(|text| text.strip_prefix("typeinfo name for ")) {
         Some(text) => text.to_owned(),
         None => bare.to_owned(),
     }

@@ -7,12 +7,15 @@
 
 use std::collections::{HashMap, HashSet};
 
-use cpp_demangle::{DemangleOptions, Symbol};
+use cpp_demangle::DemangleOptions;
 
 use crate::catalog::Probe;
+use crate::demangled::demangled;
 
 /// Longest mangled name that is looked at.
 const LONGEST_NAME: usize = 2048;
+/// Most names of one class and method that are compared; overloads are a handful.
+const MOST_ALIKE: usize = 64;
 
 /// The best stand-in for each probe that has one, and its demangled name.
 pub(super) fn find<'a>(
@@ -26,9 +29,15 @@ pub(super) fn find<'a>(
             wanted.entry(key).or_default().push(probe);
         }
     }
+    let mut alike: HashMap<&[u8], usize> = HashMap::new();
     let mut best: HashMap<String, (usize, &'a str, String)> = HashMap::new();
     for name in exported.filter(|name| name.len() <= LONGEST_NAME && !known.contains(name)) {
-        let Some(probes) = key(name.as_bytes()).and_then(|key| wanted.get(key)) else { continue };
+        let Some((key, probes)) = key(name.as_bytes()).and_then(|key| wanted.get_key_value(key)) else { continue };
+        let seen = alike.entry(key).or_default();
+        *seen += 1;
+        if *seen > MOST_ALIKE {
+            continue;
+        }
         for probe in probes {
             let nearest = probe.symbols.iter().filter_map(|symbol| distance(symbol, name)).min();
             let Some(distance) = nearest else { continue };
@@ -85,7 +94,7 @@ fn distance(symbol: &str, candidate: &str) -> Option<usize> {
 }
 
 fn demangle(name: &str) -> Option<String> {
-    Symbol::new(name).ok()?.demangle_with_options(&DemangleOptions::new().no_return_type()).ok()
+    demangled(name, &DemangleOptions::new().no_return_type())
 }
 
 /// Qualified name and parameters.

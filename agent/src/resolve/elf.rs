@@ -6,7 +6,6 @@
 //! before it is asked for: opening a mapped file of hundreds of megabytes touches a few pages. Every table is
 //! untrusted: what lies outside the file is as good as absent.
 
-use std::collections::HashMap;
 use std::sync::OnceLock;
 
 use object::elf;
@@ -25,6 +24,10 @@ const LONGEST_NAME: usize = 1 << 16;
 const MOST_SCANNED: u64 = 1 << 18;
 /// Most symbols of one hash chain; linkers keep them to a handful.
 const LONGEST_CHAIN: u64 = 1 << 12;
+/// Most symbols of one table that are looked through; a web browser's `.symtab` has a million.
+const MOST_SYMBOLS: u64 = 1 << 21;
+/// Most relocations of one table that are read.
+const MOST_RELOCATIONS: u64 = 1 << 21;
 
 /// Size of `Elf64_Sym` in bytes.
 const SYMBOL_BYTES: u64 = 24;
@@ -45,8 +48,9 @@ pub struct ElfFile<'a> {
     pub(super) frames: Option<Frames<'a>>,
     plt_slots: OnceLock<Vec<(u64, u32)>>,
     data_slots: OnceLock<Vec<(u64, u32)>>,
-    names: OnceLock<Vec<(u64, Symbol)>>,
-    static_index: OnceLock<HashMap<&'a [u8], Symbol>>,
+    names: OnceLock<Vec<Name>>,
+    /// (hash of a name, number of the symbol), sorted: eight bytes a symbol, of which a file may have a million.
+    static_index: OnceLock<Vec<(u32, u32)>>,
 }
 
 /// A `PT_LOAD` segment, cut to the bytes that the file has.
@@ -66,6 +70,9 @@ struct Table {
     strings: u64,
     strings_size: u64,
 }
+
+/// A name of a function: where the function starts, whether the name is weak, where the name lies in the file.
+type Name = (u64, bool, u64);
 
 /// What `.dynamic` says, addresses as the file states them; 0 = not there.
 #[derive(Clone, Copy, Debug, Default)]
@@ -219,23 +226,23 @@ impl<'a> ElfFile<'a> {
     #[must_use]
     pub fn name_at(&self, vaddr: Vaddr) -> Option<&'a str> {
         let names = self.names.get_or_init(|| {
-            let mut names: Vec<(u64, Symbol)> = Vec::new();
+            let mut names: Vec<Name> = Vec::new();
             let tables = [self.counted_dynamic_table(), self.static_symbols];
             for table in tables.into_iter().flatten() {
-                // A name of the second table starts with its own string table; keep that apart by the table's place.
                 let symbols = (0..table.count).map_while(|index| self.symbol(&table, index));
                 names.extend(symbols.flatten().filter(|symbol| symbol.is_function).map(|symbol| {
-                    (symbol.vaddr.0, Symbol { name: table.strings.saturating_add(symbol.name), ..symbol })
+                    (symbol.vaddr.0, symbol.weak, table.strings.saturating_add(symbol.name))
                 }));
             }
-            names.sort_by_key(|(vaddr, symbol)| (*vaddr, symbol.weak));
+            // Of several names the one that stands first: stable.
+            names.sort_by_key(|(vaddr, weak, _)| (*vaddr, *weak));
             names
         });
-        let first = names.get(names.partition_point(|(at, _)| *at < vaddr.0)..)?.first()?;
-        if first.0 != vaddr.0 {
+        let (at, _, name) = names.get(names.partition_point(|(at, ..)| *at < vaddr.0)..)?.first()?;
+        if *at != vaddr.0 {
             return None;
         }
-        std::str::from_utf8(string_at(self.bytes, first.1.name)?).ok()
+        std::str::from_utf8(string_at(self.bytes, *name)?).ok()
     }
 
     /// The names of the functions that the file exports, weak ones left out.
@@ -346,7 +353,7 @@ impl<'a> ElfFile<'a> {
         } else {
             0
         };
-        Some(Table { count: count.min(table.count), ..table })
+        Some(Table { count: count.min(table.count).min(MOST_SYMBOLS), ..table })
     }
 
     fn find_exported(&self, name: &[u8]) -> Option<Symbol> {
@@ -388,17 +395,26 @@ impl<'a> ElfFile<'a> {
     fn find_static(&self, name: &[u8]) -> Option<Symbol> {
         let table = self.static_symbols?;
         let index = self.static_index.get_or_init(|| {
-            let mut index = HashMap::new();
-            for symbol in (0..table.count).map_while(|at| self.symbol(&table, at)).flatten() {
-                if symbol.is_function
+            let mut index = Vec::new();
+            for (number, symbol) in (0..).zip((0..table.count).map_while(|at| self.symbol(&table, at))) {
+                if let Some(symbol) = symbol
+                    && symbol.is_function
                     && let Some(name) = self.name(&table, symbol.name)
                 {
-                    index.entry(name).or_insert(symbol);
+                    index.push((gnu_hash(name), number));
                 }
             }
+            index.sort_unstable();
             index
         });
-        index.get(name).copied()
+        let hash = gnu_hash(name);
+        let same = index.get(index.partition_point(|(other, _)| *other < hash)..)?.iter();
+        // Names are made to share a hash easily.
+        let most = usize::try_from(LONGEST_CHAIN).unwrap_or(usize::MAX);
+        same.take_while(|(other, _)| *other == hash).take(most).find_map(|(_, number)| {
+            let symbol = self.symbol(&table, u64::from(*number))??;
+            (self.name(&table, symbol.name)? == name).then_some(symbol)
+        })
     }
 
     /// A symbol of a table: none beyond the file, `Some(None)` if it is not defined here.
@@ -441,7 +457,8 @@ impl<'a> ElfFile<'a> {
             return Vec::new();
         };
         let mut slots = Vec::new();
-        for relocation in table.chunks_exact(usize::try_from(RELA_BYTES).unwrap_or(24)) {
+        let most = usize::try_from(MOST_RELOCATIONS).unwrap_or(usize::MAX);
+        for relocation in table.chunks_exact(usize::try_from(RELA_BYTES).unwrap_or(24)).take(most) {
             let (Some(slot), Some(info)) = (u64_at(relocation, 0), u64_at(relocation, 8)) else { break };
             let kind = low32(info);
             let symbol = u32::try_from(info >> 32).unwrap_or(0);
@@ -463,7 +480,7 @@ impl<'a> ElfFile<'a> {
             let strings = self.section_header(section_headers, u64::from(u32_at(header, 40)?))?;
             return Some(Table {
                 symbols: u64_at(header, 24)?,
-                count: u64_at(header, 32)? / SYMBOL_BYTES,
+                count: (u64_at(header, 32)? / SYMBOL_BYTES).min(MOST_SYMBOLS),
                 strings: u64_at(strings, 24)?,
                 strings_size: u64_at(strings, 32)?,
             });
@@ -556,8 +573,7 @@ impl<'a> GnuHash<'a> {
 
     /// Symbols whose hash is the name's.
     fn candidates(self, name: &[u8]) -> impl Iterator<Item = u64> + use<'a> {
-        let hash =
-            name.iter().fold(5381_u32, |hash, byte| hash.wrapping_mul(33).wrapping_add(u32::from(*byte)));
+        let hash = gnu_hash(name);
         let mask = 1_u64 << (hash & 63) | 1_u64 << ((hash >> self.bloom_shift) & 63);
         let word = u64_at(self.bytes, 16 + (u64::from(hash >> 6) & (self.bloom_words - 1)) * 8);
         let start = word
@@ -581,17 +597,23 @@ impl<'a> GnuHash<'a> {
     /// How many symbols the table has: the end of the last chain.
     fn count(&self) -> Option<u64> {
         let mut last = 0;
-        for index in 0..self.buckets {
+        for index in 0..self.buckets.min(MOST_SYMBOLS) {
             last = last.max(self.bucket(index)?);
         }
         if last < self.first_symbol {
             return Some(self.first_symbol);
         }
-        while self.chain(last)? & 1 == 0 {
+        let end = last.saturating_add(LONGEST_CHAIN);
+        while last < end && self.chain(last)? & 1 == 0 {
             last += 1;
         }
         Some(last + 1)
     }
+}
+
+/// The hash of a name by which `DT_GNU_HASH` finds it.
+fn gnu_hash(name: &[u8]) -> u32 {
+    name.iter().fold(5381_u32, |hash, byte| hash.wrapping_mul(33).wrapping_add(u32::from(*byte)))
 }
 
 /// Symbols of the `DT_HASH` bucket that the name belongs to.

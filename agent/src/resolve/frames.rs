@@ -19,7 +19,7 @@ type Slice<'a> = EndianSlice<'a, LittleEndian>;
 /// Longest frame description that is read, in bytes; the largest function of OCCT needs a tenth.
 const LONGEST_DESCRIPTION: usize = 1 << 16;
 /// Most frames that are indexed in a file without a search table.
-const MOST_FRAMES: usize = 1 << 22;
+const MOST_FRAMES: usize = 1 << 20;
 /// Most call sites of one exception table.
 const MOST_CALL_SITES: usize = 1 << 16;
 

@@ -1,0 +1,538 @@
+//! Promise: a worker that means ill gets nothing of the node, stops nobody from being observed, and is treated as if
+//! nobody watched.
+
+#[path = "hostile/elf.rs"]
+mod elf;
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use cadscope_tests::agent::Agent;
+use cadscope_tests::node::{full, require_root, scratch, tool};
+use cadscope_tests::privileges::{CAPABILITIES, only};
+use cadscope_tests::run::{Ended, Running, run, until};
+use cadscope_tests::worker::build_program;
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::sys::signal::Signal;
+
+const CATALOG: &str = r#"
+[[probe]]
+id = "hostile.call"
+function = "hostile_call(long, long (*)(long))"
+symbols = ["hostile_call"]
+title = "call {n}"
+metric = "hostile_call_duration_seconds"
+help = "Duration of the hostile worker's calls."
+labels = { status = "status" }
+[[probe.layout]]
+enter = { n = "u64(arg0)" }
+leave = { result = "u64(ret)" }
+
+[[probe]]
+id = "hostile.look"
+function = "hostile_look(unsigned int const*)"
+symbols = ["hostile_look"]
+title = "look {value}"
+[[probe.layout]]
+enter = { value = "u32[arg0]" }
+"#;
+const CALLS: &str = "hostile_call_duration_seconds_count";
+const LIMIT: Duration = Duration::from_secs(60);
+/// What the agent may have resident, whatever a worker does: the limit of the chart is 256 MiB.
+const MOST_RESIDENT: u64 = 160 << 20;
+
+/// An agent that knows the hostile worker's program.
+struct Watched {
+    agent: Agent,
+    program: PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+impl Watched {
+    fn start(wrapper: &[String], arguments: &[&str]) -> Result<Self> {
+        let program = build_program("hostile/hostile.cpp")?;
+        let folder = scratch()?;
+        let catalog = folder.path().join("hostile.toml");
+        fs::write(&catalog, CATALOG)?;
+        let mut words: Vec<&OsStr> = vec![OsStr::new("--catalog"), catalog.as_os_str()];
+        words.extend(arguments.iter().map(OsStr::new));
+        let agent = match wrapper {
+            [] => Agent::start(&words)?,
+            _ => Agent::start_under(wrapper, &words)?,
+        };
+        let watched = Self { agent, program, _folder: folder };
+        watched.agent.learn(&["hostile-worker"], || watched.run(&["calls", "1", "0.2"]).map(drop))?;
+        Ok(watched)
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(words);
+        command
+    }
+
+    fn run(&self, words: &[&str]) -> Result<Ended> {
+        run(&mut self.command(words), LIMIT)
+    }
+
+    /// A worker that maps these files and stays, with what they came to when they were mapped.
+    fn mapping(&self, files: &[&Path]) -> Result<Running> {
+        let mut command = self.command(&["maps"]);
+        let mut child = command.args(files).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let mut said = [0; 7];
+        child.stdout.as_mut().context("no stdout")?.read_exact(&mut said)?;
+        ensure!(&said == b"mapped\n");
+        Ok(Running(child))
+    }
+
+    fn calls(&self) -> Result<f64> {
+        Ok(self.agent.metrics()?.sum(CALLS, &[]))
+    }
+
+    /// Calls that are seen of what `job` does, once they are `expected` or a while is over.
+    fn seen_of<T>(&self, expected: f64, job: impl FnOnce() -> Result<T>) -> Result<(f64, T)> {
+        let before = self.calls()?;
+        let done = job()?;
+        let after =
+            self.agent.metrics_when(Duration::from_secs(20), |m| m.sum(CALLS, &[]) >= before + expected)?;
+        Ok((after.sum(CALLS, &[]) - before, done))
+    }
+
+    fn resident(&self) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.agent.pid()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("agent is gone")?;
+        Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? << 10)
+    }
+
+    /// CPU time of the agent so far.
+    fn cpu(&self) -> Result<Duration> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.agent.pid()))?;
+        let fields: Vec<&str> = stat.rsplit(") ").next().context("no stat")?.split(' ').collect();
+        let ticks: u64 = fields.get(11..13).context("short stat")?.iter().map(|t| t.parse().unwrap_or(0)).sum();
+        Ok(Duration::from_millis(ticks * 10))
+    }
+
+    /// It answers, is no larger than it may be, and sees every call of a worker that means well.
+    fn is_well(&self) -> Result<()> {
+        let (status, body) = self.agent.get("/livez")?;
+        ensure!((status, body.as_str()) == (200, "ok\n"), "/livez: {status} {body}");
+        let resident = self.resident()?;
+        ensure!(resident <= MOST_RESIDENT, "agent has {resident} bytes resident");
+        let (seen, ended) = self.seen_of(25.0, || self.run(&["calls", "25"]))?;
+        ensure!(ended.code == 0 && ended.stdout == "325\n", "{ended:?}");
+        ensure!(seen == 25.0, "{seen} of 25 calls of a normal worker; agent:\n{}", self.agent.log());
+        ensure!(!self.agent.log().contains("panicked"), "agent:\n{}", self.agent.log());
+        Ok(())
+    }
+
+    /// Whatever it tells anybody.
+    fn says(&self) -> Result<String> {
+        let mut said = self.agent.log();
+        for page in ["/metrics", "/status", "/"] {
+            said += &self.agent.get(page)?.1;
+        }
+        Ok(said)
+    }
+}
+
+/// With the rights of the chart: no file is reached by its mapping, each by its path.
+fn by_path() -> Vec<String> {
+    only(&CAPABILITIES)
+}
+
+/// Whether files of the host have been opened since.
+struct Untouched(Inotify);
+
+impl Untouched {
+    fn watch(files: &[&Path]) -> Result<Self> {
+        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
+        for file in files {
+            inotify.add_watch(*file, AddWatchFlags::IN_OPEN | AddWatchFlags::IN_ACCESS)?;
+        }
+        Ok(Self(inotify))
+    }
+
+    fn check(&self, what: &str) -> Result<()> {
+        let events = self.0.read_events();
+        ensure!(matches!(events, Err(nix::Error::EAGAIN)), "{what}: a file of the host was opened: {events:?}");
+        Ok(())
+    }
+}
+
+/// A file system in memory of its own, whose inode numbers begin anew; ends with the value.
+struct Memory(PathBuf);
+
+impl Memory {
+    fn mount(at: PathBuf) -> Result<Self> {
+        fs::create_dir_all(&at)?;
+        let none = nix::mount::MsFlags::empty();
+        nix::mount::mount(Some("tmpfs"), &at, Some("tmpfs"), none, None::<&str>)?;
+        Ok(Self(at))
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+/// Runs `job` while the agent stands still: what it will look at is gone or another by then.
+fn behind_its_back<T>(agent: &Agent, job: impl FnOnce() -> Result<T>) -> Result<T> {
+    agent.signal(Signal::SIGSTOP)?;
+    let done = job();
+    agent.signal(Signal::SIGCONT)?;
+    done
+}
+
+/// Waits until the agent has looked at what was mapped before.
+fn let_it_look(watched: &Watched) -> Result<()> {
+    std::thread::sleep(Duration::from_millis(300));
+    watched.is_well()
+}
+
+#[test]
+fn a_path_that_leads_out_of_the_container_or_to_another_file_opens_nothing_of_the_host() -> Result<()> {
+    let _node = require_root()?;
+    let folder = scratch()?;
+    // The same inode number in both: what is told by the number alone is told wrongly.
+    let (root, host) =
+        (Memory::mount(folder.path().join("root"))?, Memory::mount(folder.path().join("host"))?);
+    let (program, secret) = (root.0.join("hostile-copy"), host.0.join("hostile-copy"));
+    let watched = Watched::start(&by_path(), &[])?;
+    for copy in [&program, &secret] {
+        fs::copy(&watched.program, copy)?;
+        // Another build than the worker's, by its last byte.
+        fs::OpenOptions::new().append(true).open(copy)?.write_all(b"x")?;
+    }
+    ensure!(fs::metadata(&program)?.ino() == fs::metadata(&secret)?.ino(), "inode numbers differ");
+    let untouched = Untouched::watch(&[&secret])?;
+    let mapped = "/bin/true";
+    ensure!(Path::new(mapped).exists());
+    for link in [secret.clone(), PathBuf::from("../../..").join(secret.strip_prefix("/")?)] {
+        let worker = behind_its_back(&watched.agent, || {
+            let worker = watched.mapping(&[&program])?;
+            fs::rename(&program, root.0.join("moved"))?;
+            symlink(&link, &program)?;
+            Ok(worker)
+        })?;
+        let_it_look(&watched)?;
+        untouched.check(&link.display().to_string())?;
+        ensure!(!watched.agent.has_probed(&["hostile-copy"])?, "the file at the path was probed");
+        drop(worker);
+        fs::remove_file(&program)?;
+        fs::rename(root.0.join("moved"), &program)?;
+    }
+    // Where the file at the path is the one that is mapped, it is.
+    let worker = watched.mapping(&[&program])?;
+    watched.agent.learn(&["hostile-copy"], || Ok(()))?;
+    drop(worker);
+    Ok(())
+}
+
+#[test]
+fn a_chrooted_workers_links_end_at_its_own_root() -> Result<()> {
+    let _node = require_root()?;
+    let folder = scratch()?;
+    let root = folder.path().join("root");
+    fs::create_dir_all(root.join("lib"))?;
+    let watched = Watched::start(&by_path(), &[])?;
+    // What the worker needs to run in there.
+    let needed = run(Command::new("ldd").arg(&watched.program), LIMIT)?.stdout;
+    for library in needed.split_whitespace().filter(|word| word.starts_with('/')) {
+        let to = root.join(library.trim_start_matches('/'));
+        fs::create_dir_all(to.parent().context("no folder")?)?;
+        fs::copy(library, &to)?;
+    }
+    fs::copy(&watched.program, root.join("hostile-inside"))?;
+    let host = folder.path().join("hostile-secret");
+    fs::copy(&watched.program, &host)?;
+    let untouched = Untouched::watch(&[&host])?;
+    let in_chroot = |words: &[&str]| {
+        let mut command = Command::new("chroot");
+        command.arg(&root).arg("/hostile-inside").args(words);
+        command
+    };
+    watched.agent.learn(&["/hostile-inside"], || run(&mut in_chroot(&["calls", "1", "0.2"]), LIMIT).map(drop))?;
+    let (seen, ended) = watched.seen_of(10.0, || run(&mut in_chroot(&["calls", "10"]), LIMIT))?;
+    ensure!((seen, ended.stdout.as_str()) == (10.0, "55\n"), "{seen} of 10 calls: {ended:?}");
+    // From here on it leads out.
+    fs::copy(&watched.program, root.join("lib/hostile-library"))?;
+    let worker = behind_its_back(&watched.agent, || {
+        let mut child = in_chroot(&["maps", "/lib/hostile-library"]);
+        let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        child.stdout.as_mut().context("no stdout")?.read_exact(&mut [0; 7])?;
+        fs::remove_file(root.join("lib/hostile-library"))?;
+        symlink(format!("../../..{}", host.display()), root.join("lib/hostile-library"))?;
+        Ok(Running(child))
+    })?;
+    let_it_look(&watched)?;
+    untouched.check("a link out of the chroot")?;
+    drop(worker);
+    ensure!(!watched.agent.has_probed(&["hostile-library"])?);
+    ensure!(!watched.says()?.contains("hostile-secret"), "the host's file is named");
+    Ok(())
+}
+
+#[test]
+fn a_pipe_or_device_in_a_librarys_place_is_not_opened() -> Result<()> {
+    let _node = require_root()?;
+    let folder = scratch()?;
+    let watched = Watched::start(&by_path(), &[])?;
+    for kind in ["fifo", "device", "folder", "nothing"] {
+        let library = folder.path().join(format!("hostile-{kind}"));
+        fs::copy(&watched.program, &library)?;
+        let (worker, untouched) = behind_its_back(&watched.agent, || {
+            let worker = watched.mapping(&[&library])?;
+            fs::remove_file(&library)?;
+            let mode = nix::sys::stat::Mode::S_IRWXU;
+            match kind {
+                "fifo" => nix::unistd::mkfifo(&library, mode)?,
+                // /dev/zero: to open it does no harm if this test fails.
+                "device" => {
+                    let number = nix::sys::stat::makedev(1, 5);
+                    nix::sys::stat::mknod(&library, nix::sys::stat::SFlag::S_IFCHR, mode, number)?;
+                }
+                "folder" => fs::create_dir(&library)?,
+                _ => return Ok((worker, None)),
+            }
+            let untouched = Untouched::watch(&[&library])?;
+            Ok((worker, Some(untouched)))
+        })?;
+        let_it_look(&watched)?;
+        untouched.iter().try_for_each(|untouched| untouched.check(kind))?;
+        ensure!(!watched.agent.has_probed(&[&library.to_string_lossy()])?, "{kind} was probed");
+        drop(worker);
+    }
+    Ok(())
+}
+
+#[test]
+fn files_made_to_be_endless_to_read_cost_little() -> Result<()> {
+    let _node = require_root()?;
+    let folder = scratch()?;
+    let watched = Watched::start(&[], &[])?;
+    let names = if full() { 4_000_000 } else { 1_000_000 };
+    let files: [(&str, Vec<u8>, u64); 4] = [
+        ("sparse-hash", elf::endless_hash(), 1 << 40),
+        ("sparse-symbols", elf::endless_symbols(), 1 << 40),
+        ("names-alike", elf::alike(names), 0),
+        ("names-doubling", elf::doubling(), 0),
+    ];
+    for (name, bytes, length) in files {
+        let library = folder.path().join(format!("libTK-{name}.so"));
+        fs::write(&library, &bytes)?;
+        if length != 0 {
+            fs::OpenOptions::new().write(true).open(&library)?.set_len(length)?;
+        }
+        let cpu = watched.cpu()?;
+        let begun = Instant::now();
+        let worker = watched.mapping(&[&library])?;
+        // It is looked at before what comes after.
+        watched.is_well()?;
+        let spent = watched.cpu()?.saturating_sub(cpu);
+        eprintln!("{name}: {spent:?} of CPU, {:?}, {} MB", begun.elapsed(), watched.resident()? >> 20);
+        ensure!(spent < Duration::from_secs(10), "{name} took {spent:?} of CPU");
+        drop(worker);
+        fs::remove_file(&library)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_file_that_changes_all_the_time_harms_nobody_else() -> Result<()> {
+    let _node = require_root()?;
+    let folder = scratch()?;
+    let watched = Watched::start(&[], &[])?;
+    let library = folder.path().join("hostile-changing");
+    let bytes = fs::read(&watched.program)?;
+    fs::write(&library, &bytes)?;
+    let file = fs::OpenOptions::new().read(true).write(true).open(&library)?;
+    let end = Instant::now() + Duration::from_secs(if full() { 30 } else { 3 });
+    let mut rounds = 0_u64;
+    while Instant::now() < end {
+        let worker = watched.mapping(&[&library])?;
+        for step in 0..20_u64 {
+            match step % 4 {
+                0 => file.set_len(4096 + 512 * step)?,
+                1 => file.write_all_at(&bytes, 0)?,
+                2 => file.write_all_at(&bytes[..4096], rounds % 7 * 4096)?,
+                _ => file.set_len(0)?,
+            }
+            std::thread::sleep(Duration::from_micros(300 * (rounds % 5)));
+        }
+        file.write_all_at(&bytes, 0)?;
+        drop(worker);
+        rounds += 1;
+    }
+    ensure!(rounds > 3, "{rounds} rounds");
+    watched.is_well()
+}
+
+/// 1 MiB of garbage, an invalid id of each kind, a secret.
+fn garbage(command: &mut Command, secret: &str) {
+    let noise: Vec<u8> = (0..120_000_u32).map(|n| u8::try_from(n * 2_654_435 >> 13 & 0xff).unwrap_or(1).max(1)).collect();
+    for number in 0..9 {
+        command.env(format!("NOISE_{number}"), OsStr::from_bytes(&noise));
+    }
+    for name in ["FLOW_TYPE", "JOB_ID", "REQUEST_ID", "TRACEPARENT", "TRACESTATE", "BAGGAGE"] {
+        let mut value = b"\xff\xfe\n\x1b[31m\"} 1\n# HELP forged x\nforged{a=\"".to_vec();
+        value.extend(noise.get(..5000).unwrap_or_default());
+        command.env(name, OsStr::from_bytes(&value));
+    }
+    command.env("AWS_SECRET_ACCESS_KEY", secret).env("\u{1}odd", secret);
+}
+
+#[test]
+fn an_environment_of_garbage_names_nothing_and_its_secrets_stay_in_it() -> Result<()> {
+    let _node = require_root()?;
+    let watched = Watched::start(&[], &["--log-format=text"])?;
+    let secret = "canary-8c1f52d07be94";
+    let (seen, ended) = watched.seen_of(10.0, || {
+        let mut command = watched.command(&["calls", "10", "0.7"]);
+        garbage(&mut command, secret);
+        run(&mut command, LIMIT)
+    })?;
+    ensure!((seen, ended.stdout.as_str()) == (10.0, "55\n"), "{seen} of 10 calls: {ended:?}");
+    let said = watched.says()?;
+    ensure!(!said.contains(secret), "a secret of the environment got out");
+    ensure!(!said.contains("\nforged") && !said.contains("\u{1b}[31m\"}"), "the environment forged a line");
+    let metrics = watched.agent.metrics()?;
+    ensure!(metrics.sum("model_generation_started_total", &[("flow_type", "invalid")]) == 1.0);
+    watched.is_well()
+}
+
+#[test]
+fn kinds_of_job_without_end_become_a_bounded_number_of_series() -> Result<()> {
+    let _node = require_root()?;
+    let watched = Watched::start(&[], &[])?;
+    let jobs = if full() { 5000 } else { 700 };
+    for job in 0..jobs {
+        let ended = run(watched.command(&["calls", "1"]).env("FLOW_TYPE", format!("kind{job}")), LIMIT)?;
+        ensure!(ended.code == 0, "{ended:?}");
+    }
+    let all = f64::from(jobs);
+    let started = "model_generation_started_total";
+    let metrics = watched.agent.metrics_when(Duration::from_secs(20), |m| m.sum(started, &[]) >= all)?;
+    let series = metrics.select(started, &[]).len();
+    ensure!((300..=502).contains(&series), "{series} series of {started}");
+    ensure!(metrics.sum(started, &[]) >= all, "jobs are missing: {}", metrics.sum(started, &[]));
+    watched.is_well()
+}
+
+#[test]
+fn a_storm_of_forks_leaves_nothing_behind() -> Result<()> {
+    let _node = require_root()?;
+    let watched = Watched::start(&[], &[])?;
+    let seconds = if full() { "30" } else { "3" };
+    let ended = watched.run(&["forks", seconds])?;
+    eprintln!("{}, {} MB", ended.stderr.trim(), watched.resident()? >> 20);
+    ensure!((ended.code, ended.stdout.as_str()) == (0, "1\n"), "{ended:?}");
+    until("no worker is left", Duration::from_secs(60), || {
+        let status: serde_json::Value = serde_json::from_str(&watched.agent.get("/status").ok()?.1).ok()?;
+        status.get("workers")?.as_array()?.is_empty().then_some(())
+    })?;
+    watched.is_well()
+}
+
+/// Runs a mode with nobody watching and with the agent: the same to the worker.
+fn same_as_alone(watched: &Watched, alone: &Ended, words: &[&str]) -> Result<()> {
+    let ended = watched.run(words)?;
+    eprintln!("{words:?}: alone {:?}, watched {:?}", alone.stderr.trim(), ended.stderr.trim());
+    ensure!((ended.code, &ended.stdout) == (alone.code, &alone.stdout), "{words:?}: {ended:?}, alone {alone:?}");
+    watched.is_well()
+}
+
+fn alone(words: &[&str]) -> Result<Ended> {
+    let ended = run(Command::new(build_program("hostile/hostile.cpp")?).args(words), LIMIT)?;
+    ensure!(ended.code == 0, "{words:?} alone: {ended:?}");
+    Ok(ended)
+}
+
+#[test]
+fn a_worker_that_unwinds_switches_stacks_or_throws_without_end_does_as_if_nobody_watched() -> Result<()> {
+    let _node = require_root()?;
+    let modes: [&[&str]; 4] =
+        [&["stack_lies"], &["unwinds_itself"], &["exceptions", if full() { "20" } else { "2" }], &["strict"]];
+    let alone: Vec<Ended> = modes.iter().map(|mode| alone(mode)).collect::<Result<_>>()?;
+    let watched = Watched::start(&[], &[])?;
+    for (mode, alone) in modes.iter().zip(&alone) {
+        same_as_alone(&watched, alone, mode)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_worker_under_seccomp_is_seen_whole() -> Result<()> {
+    let _node = require_root()?;
+    let watched = Watched::start(&[], &[])?;
+    let (seen, ended) = watched.seen_of(50.0, || watched.run(&["strict"]))?;
+    ensure!((seen, ended.stdout.as_str()) == (50.0, "strict 1275\n"), "{seen} of 50 calls: {ended:?}");
+    Ok(())
+}
+
+#[test]
+fn a_worker_under_a_debugger_or_valgrind_does_as_if_nobody_watched() -> Result<()> {
+    let _node = require_root()?;
+    let program = build_program("hostile/hostile.cpp")?;
+    let gdb = |script: &[&str]| -> Result<Command> {
+        let mut command = Command::new(tool("gdb", "gdb")?);
+        command.args(["-q", "-nx", "-batch"]).args(script.iter().flat_map(|line| ["-ex", line]));
+        command.arg("--args").arg(&program).args(["calls", "40"]);
+        Ok(command)
+    };
+    let stops = ["break hostile_call", "run", "bt 1", "delete", "continue"];
+    let steps = ["break *hostile_call", "run", "stepi 30", "delete", "continue"];
+    let mut valgrind = Command::new(tool("valgrind", "valgrind")?);
+    valgrind.args(["-q", "--error-exitcode=9"]).arg(&program).args(["calls", "40"]);
+    let mut commands = [gdb(&["run"])?, gdb(&stops)?, gdb(&steps)?, valgrind];
+    let sum = |ended: &Ended| ended.stdout.lines().filter(|line| *line == "820").count();
+    let mut alone = Vec::new();
+    for command in &mut commands {
+        let ended = run(command, LIMIT)?;
+        ensure!(ended.code == 0 && sum(&ended) == 1, "{command:?} alone: {ended:?}");
+        alone.push(ended.stdout.lines().filter(|line| line.contains("exited")).count());
+    }
+    let watched = Watched::start(&[], &[])?;
+    for (command, exits) in commands.iter_mut().zip(alone) {
+        let ended = run(command, LIMIT)?;
+        let exited = ended.stdout.lines().filter(|line| line.contains("exited")).count();
+        ensure!(ended.code == 0 && sum(&ended) == 1 && exited == exits, "{command:?}: {ended:?}");
+        watched.is_well()?;
+    }
+    Ok(())
+}
+
+/// The program that reads for the probe sleeps in the worker, as long as the worker likes.
+#[test]
+fn a_worker_whose_page_never_comes_stops_nobody_else() -> Result<()> {
+    let _node = require_root()?;
+    let watched = Watched::start(&[], &["--linger", "1"])?;
+    let folder = scratch()?;
+    let library = folder.path().join("hostile-passing");
+    fs::copy(&watched.program, &library)?;
+    let mut child = watched.command(&["waits_forever"]).stdout(Stdio::piped()).spawn()?;
+    child.stdout.as_mut().context("no stdout")?.read_exact(&mut [0; 6])?;
+    let stuck = Running(child);
+    watched.is_well()?;
+    // Probes that are placed and taken away meanwhile: their file is rewritten, and nobody maps it any more.
+    let worker = watched.mapping(&[&library])?;
+    watched.agent.learn(&["hostile-passing"], || Ok(()))?;
+    fs::OpenOptions::new().append(true).open(&library)?.write_all(b"x")?;
+    std::thread::sleep(Duration::from_millis(300));
+    drop(worker);
+    watched.is_well()?;
+    until("its probes are taken away", Duration::from_secs(20), || {
+        (!watched.agent.has_probed(&["hostile-passing"]).ok()?).then_some(())
+    })?;
+    watched.is_well()?;
+    drop(stuck);
+    watched.is_well()
+}
