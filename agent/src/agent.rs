@@ -13,7 +13,7 @@ use tracing::info;
 use self::feed::Feed;
 use crate::clock::WallClock;
 use crate::config::AgentConfig;
-use crate::export::http::{self, Shared, Status};
+use crate::export::http::{self, Guard, Shared, Status};
 use crate::export::metrics::{Metrics, MetricsOptions};
 use crate::export::progress::{Progress, redis};
 use crate::export::traces::Traces;
@@ -51,6 +51,7 @@ pub fn run(config: &AgentConfig, options: ObserverOptions, store: Option<Store>)
         ..Status::default()
     };
     let shared = Arc::new(Shared::new(metrics, status));
+    let guard = Arc::new(Guard::open(&config.guard)?);
     let listener = runtime.block_on(http::bind(&config.listen.to_string()))?;
     let traces = Traces::start(config)?;
     let slow = options.sources.threshold;
@@ -60,7 +61,8 @@ pub fn run(config: &AgentConfig, options: ObserverOptions, store: Option<Store>)
     let validation = config.validation.as_ref().zip(store);
     let validation = validation.map(|(config, store)| Validation::start(config, store)).transpose()?;
     let observer = Observer::start(options)?;
-    info!(listen = %listener.local_addr()?, kernel = observer.mode().as_str(), "observing");
+    let scheme = guard.scheme();
+    info!(listen = %listener.local_addr()?, scheme, kernel = observer.mode().as_str(), "observing");
     let stop = Arc::new(AtomicBool::new(false));
     let thread = {
         let (shared, stop, config) = (Arc::clone(&shared), Arc::clone(&stop), config.clone());
@@ -71,7 +73,7 @@ pub fn run(config: &AgentConfig, options: ObserverOptions, store: Option<Store>)
     runtime.block_on(async {
         let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
             .context("cannot listen for SIGTERM")?;
-        http::serve(listener, Arc::clone(&shared), async move {
+        http::serve(listener, Arc::clone(&shared), guard, async move {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = tokio::signal::ctrl_c() => {}

@@ -32,7 +32,7 @@ mod agent_url;
 const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9777);
 
 /// Keys of the configuration file.
-pub const FILE_KEYS: [&str; 28] = [
+pub const FILE_KEYS: [&str; 31] = [
     "ai_latency",
     "ai_provider",
     "attach",
@@ -60,6 +60,9 @@ pub const FILE_KEYS: [&str; 28] = [
     "source_threshold",
     "state",
     "sys",
+    "tls_cert",
+    "tls_key",
+    "token_file",
     "trace_ratio",
 ];
 
@@ -202,6 +205,17 @@ enum CommandArgs {
         /// Address to serve HTTP on [env: CADSCOPE_LISTEN] [default: 127.0.0.1:9777]
         #[arg(long, value_name = "ADDRESS")]
         listen: Option<SocketAddr>,
+        /// File with a token: who asks for more than /livez and /readyz has to send it, as a bearer token or as a
+        /// password [env: CADSCOPE_TOKEN_FILE] [default: none]
+        #[arg(long, value_name = "FILE")]
+        token_file: Option<PathBuf>,
+        /// File with a chain of certificates (PEM): HTTPS is served, and no HTTP; with --tls-key
+        /// [env: CADSCOPE_TLS_CERT] [default: none]
+        #[arg(long, value_name = "FILE")]
+        tls_cert: Option<PathBuf>,
+        /// File with the certificate's private key (PEM) [env: CADSCOPE_TLS_KEY] [default: none]
+        #[arg(long, value_name = "FILE")]
+        tls_key: Option<PathBuf>,
         /// Seconds that probes stay on a file that no process maps [env: CADSCOPE_LINGER] [default: 60]
         #[arg(long, value_name = "SECONDS")]
         linger: Option<Seconds>,
@@ -531,6 +545,8 @@ pub enum TopSource {
 pub struct AgentConfig {
     /// Address of the HTTP server.
     pub listen: SocketAddr,
+    /// Who may see the pages, and over what.
+    pub guard: GuardConfig,
     /// How long probes stay on a file that no process maps.
     pub linger: Duration,
     /// Where spans go; `None`: none are made.
@@ -551,6 +567,15 @@ pub struct AgentConfig {
     pub ai_providers: Option<Providers>,
     /// How exports are compared with earlier ones; `None`: they are not.
     pub validation: Option<ValidationConfig>,
+}
+
+/// Which files guard the pages.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GuardConfig {
+    /// File of the token.
+    pub token: Option<PathBuf>,
+    /// Files of the certificate chain and its key.
+    pub tls: Option<(PathBuf, PathBuf)>,
 }
 
 /// How exports are compared with earlier ones.
@@ -877,10 +902,38 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
         Ok(wanted.then_some(validation))
     }
 
+    fn guard(
+        &self,
+        token: Option<PathBuf>,
+        certificate: Option<PathBuf>,
+        key: Option<PathBuf>,
+    ) -> Result<GuardConfig, ConfigError> {
+        let path = |flag, key| {
+            let path = self.setting(flag, key, PathBuf::new())?;
+            Ok::<_, ConfigError>(Some(path).filter(|path| !path.as_os_str().is_empty()))
+        };
+        let token = path(token, "token_file")?;
+        let alone = |place: &str, other: &str, value: &Path| ConfigError::Value {
+            place: place.to_owned(),
+            value: value.display().to_string(),
+            problem: format!("stands alone: {other} is needed as well"),
+        };
+        let tls = match (path(certificate, "tls_cert")?, path(key, "tls_key")?) {
+            (Some(certificate), Some(key)) => Some((certificate, key)),
+            (None, None) => None,
+            (Some(path), None) => return Err(alone("tls_cert", "tls_key", &path)),
+            (None, Some(path)) => return Err(alone("tls_key", "tls_cert", &path)),
+        };
+        Ok(GuardConfig { token, tls })
+    }
+
     fn command(&self, command: CommandArgs) -> Result<Command, ConfigError> {
         Ok(match command {
             CommandArgs::Agent {
                 listen,
+                token_file,
+                tls_cert,
+                tls_key,
                 linger,
                 otlp_endpoint,
                 otlp_protocol,
@@ -911,6 +964,7 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
                 let Ratio(trace_ratio) = self.setting(trace_ratio, "trace_ratio", Ratio(1.0))?;
                 Command::Agent(Box::new(AgentConfig {
                     listen: self.setting(listen, "listen", LISTEN)?,
+                    guard: self.guard(token_file, tls_cert, tls_key)?,
                     linger: Duration::from_secs(linger),
                     otlp: self.otlp(otlp_endpoint, otlp_protocol)?,
                     min_span_duration,
@@ -996,6 +1050,7 @@ mod tests {
         assert_eq!((config.proc.to_str(), config.sys.to_str()), (Some("/proc"), Some("/sys")));
         let agent = AgentConfig {
             listen: "127.0.0.1:9777".parse().unwrap(),
+            guard: GuardConfig::default(),
             linger: Duration::from_secs(60),
             otlp: None,
             min_span_duration: Duration::from_millis(1),

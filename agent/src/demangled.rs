@@ -46,7 +46,10 @@ mod tests {
         let lengths: Vec<usize> = (0..8).map(|count| text(count).unwrap().len()).collect();
         assert!(lengths.windows(2).all(|pair| pair[1] > pair[0] * 3 / 2), "{lengths:?}");
         assert!(steps(17).len() < 300 && text(17).is_none());
-        assert_eq!(demangled("_ZTSN4Part3BoxE", &DemangleOptions::new()).unwrap(), "typeinfo name for Part::Box");
+        assert_eq!(
+            demangled("_ZTSN4Part3BoxE", &DemangleOptions::new()).unwrap(),
+            "typeinfo name for Part::Box"
+        );
         assert_eq!(demangled("main", &DemangleOptions::new()), None);
     }
 }

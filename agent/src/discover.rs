@@ -187,6 +187,56 @@ pub fn with_environ<T>(proc: &Path, pid: u32, take: impl FnOnce(&[u8]) -> T) -> 
     taken
 }
 
+/// As whom a process touches files.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rights {
+    user: u32,
+    groups: Vec<u32>,
+}
+
+impl Rights {
+    /// Those of a process; `None` if it is gone.
+    #[must_use]
+    pub fn of(proc: &Path, pid: u32) -> Option<Self> {
+        Self::read(&std::fs::read_to_string(proc.join(pid.to_string()).join("status")).ok()?)
+    }
+
+    fn read(status: &str) -> Option<Self> {
+        let numbers = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+            Some(line.split_whitespace().filter_map(|number| number.parse().ok()).collect::<Vec<u32>>())
+        };
+        // Real, effective, saved, and the one for files.
+        let file = |name: &str| numbers(name)?.get(3).copied();
+        let mut groups = numbers("Groups").unwrap_or_default();
+        groups.push(file("Gid")?);
+        Some(Self { user: file("Uid")?, groups })
+    }
+
+    /// Whether the mode of a file lets them read it. Folders on the way to it are not looked at, nor lists of access.
+    #[must_use]
+    pub fn may_read(&self, file: &File) -> bool {
+        file.metadata().is_ok_and(|file| self.may_read_mode(file.mode(), file.uid(), file.gid()))
+    }
+
+    fn may_read_mode(&self, mode: u32, owner: u32, group: u32) -> bool {
+        match self.user {
+            0 => true,
+            user if user == owner => mode & 0o400 != 0,
+            _ if self.groups.contains(&group) => mode & 0o040 != 0,
+            _ => mode & 0o004 != 0,
+        }
+    }
+}
+
+/// A regular file below a root, which `rights` may read, resolved without leaving the root: the agent may read any, and
+/// does for nobody what they could not do themselves. What is refused is not opened, only looked at.
+#[must_use]
+pub fn open_for(rights: &Rights, root: &File, path: &Path) -> Option<File> {
+    let found = regular(look_below(root, path).ok()?).ok()?;
+    rights.may_read(&found).then(|| readable(&found).ok())?
+}
+
 /// A regular file below a root, resolved without leaving it. What is no regular file is not opened, only looked at.
 #[must_use]
 pub fn open_below_root(root: &File, path: &Path) -> Option<File> {
@@ -251,4 +301,28 @@ pub fn program_of(proc: &Path, pid: u32) -> String {
 
 fn process(proc: &Path, pid: u32) -> Option<Process> {
     Process::new_with_root(proc.join(pid.to_string())).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_reads_what_its_user_or_group_may_and_root_all() {
+        let status = "Name:\tx\nUid:\t1\t2\t3\t1000\nGid:\t5\t5\t5\t100\nGroups:\t27 44 \n";
+        let rights = Rights::read(status).unwrap();
+        assert_eq!(rights, Rights { user: 1000, groups: vec![27, 44, 100] });
+        for (mode, owner, group, may) in [
+            (0o600, 1000, 0, true),
+            (0o077, 1000, 100, false),
+            (0o640, 0, 44, true),
+            (0o604, 0, 100, false),
+            (0o604, 0, 0, true),
+            (0o600, 0, 0, false),
+        ] {
+            assert_eq!(rights.may_read_mode(mode, owner, group), may, "{mode:o} {owner} {group}");
+        }
+        assert!(Rights::default().may_read_mode(0, 1000, 100));
+        assert_eq!(Rights::read("Name: x"), None);
+    }
 }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-use crate::discover;
+use crate::discover::{self, Rights};
 use crate::inputs::{OpenFile, Start, Touched, below};
 use crate::operation::{Operation, Outcome, Value};
 
@@ -37,6 +37,7 @@ pub struct Written {
 #[derive(Debug)]
 struct Folders {
     root: File,
+    rights: Rights,
     /// Below `root`.
     working: PathBuf,
     /// Keeps what is mounted below `root`.
@@ -71,7 +72,11 @@ impl Written {
             .filter_map(|(index, text)| {
                 Some((
                     index,
-                    discover::open_below_root(&folders.root, &below(&folders.working, Path::new(text)))?,
+                    discover::open_for(
+                        &folders.rights,
+                        &folders.root,
+                        &below(&folders.working, Path::new(text)),
+                    )?,
                 ))
             })
             .take(MAX_FILES)
@@ -120,10 +125,10 @@ impl Written {
         let held = self.folders.get(&pid);
         let folders = now.as_ref().or(held)?;
         let path = folders.working.join(path);
-        let file = discover::open_below_root(&folders.root, &path)?;
+        let file = discover::open_for(&folders.rights, &folders.root, &path)?;
         // The buffers of a glTF scene.
         let beside = (self.keep_files && path.extension().is_some_and(|name| name == "gltf"))
-            .then(|| discover::open_below_root(&folders.root, &path.with_extension("bin")))
+            .then(|| discover::open_for(&folders.rights, &folders.root, &path.with_extension("bin")))
             .flatten();
         let start = held.and_then(|held| held.start.clone());
         Some(Found { file, beside, path: below(Path::new("/"), &path), start })
@@ -145,7 +150,8 @@ fn folders_of(proc: &Path, pid: u32) -> Option<Folders> {
     let own_root = std::fs::read_link(process.join("root")).ok()?;
     let working = working.strip_prefix(&own_root).unwrap_or(&working);
     let mounts = File::open(process.join("ns/mnt")).ok();
-    Some(Folders { root, working: Path::new("/").join(working), _mounts: mounts, start: None })
+    let rights = Rights::of(proc, pid)?;
+    Some(Folders { root, rights, working: Path::new("/").join(working), _mounts: mounts, start: None })
 }
 
 #[cfg(test)]

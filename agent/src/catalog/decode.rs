@@ -288,7 +288,10 @@ pub fn printable(raw: &[u8]) -> String {
 pub fn demangle_type(name: &str) -> String {
     // GCC marks names of types that are local to a file with a star.
     let bare = name.strip_prefix('*').unwrap_or(name);
-    match demangled(&format!("_ZTS{bare}"), &DemangleOptions::new()).as_deref().and_then(|text| text.strip_prefix("typeinfo name for ")) {
+    match demangled(&format!("_ZTS{bare}"), &DemangleOptions::new())
+        .as_deref()
+        .and_then(|text| text.strip_prefix("typeinfo name for "))
+    {
         Some(text) => text.to_owned(),
         None => bare.to_owned(),
     }

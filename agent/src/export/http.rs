@@ -11,14 +11,16 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{Query, State};
+use axum::extract::{Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use serde::Serialize;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
 use crate::live::Snapshot;
@@ -28,6 +30,9 @@ use super::metrics::{Metrics, OwnUsage};
 use super::progress::hub::Hub;
 use super::progress::stream;
 
+pub use self::guard::{Guard, GuardError};
+
+mod guard;
 mod live;
 
 /// Bytes of a request head.
@@ -35,6 +40,8 @@ const HEAD_BYTES: usize = 16 * 1024;
 /// A request head has arrived within this, the wait for the next request on a connection included: longer than the
 /// usual scrape interval of a minute.
 const HEAD_TIME: Duration = Duration::from_secs(75);
+/// A TLS handshake is over within this.
+const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 /// Connections served at once; more wait unaccepted.
 const CONNECTIONS: usize = 64;
 /// A connection is closed at this age: whoever still listens to a stream of events connects again.
@@ -280,8 +287,13 @@ impl Shared {
 }
 
 /// Serves the pages until `shutdown` completes; open requests then get two seconds.
-pub async fn serve(listener: TcpListener, state: Arc<Shared>, shutdown: impl Future<Output = ()>) {
-    let router = router(Arc::clone(&state));
+pub async fn serve(
+    listener: TcpListener,
+    state: Arc<Shared>,
+    guard: Arc<Guard>,
+    shutdown: impl Future<Output = ()>,
+) {
+    let router = router(Arc::clone(&state), Arc::clone(&guard));
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     let (ending, _) = watch::channel(false);
     tokio::pin!(shutdown);
@@ -296,9 +308,16 @@ pub async fn serve(listener: TcpListener, state: Arc<Shared>, shutdown: impl Fut
         };
         match accepted {
             Ok((stream, peer)) => {
-                let (router, ending) = (router.clone(), ending.subscribe());
+                let (router, ending, tls) = (router.clone(), ending.subscribe(), guard.tls());
                 tokio::spawn(async move {
-                    connection(stream, peer, router, ending).await;
+                    match tls {
+                        None => connection(stream, peer, router, ending).await,
+                        Some(tls) => match tokio::time::timeout(HANDSHAKE_TIME, tls.accept(stream)).await {
+                            Ok(Ok(stream)) => connection(stream, peer, router, ending).await,
+                            Ok(Err(error)) => tracing::debug!(%peer, %error, "no TLS handshake"),
+                            Err(_) => tracing::debug!(%peer, "no TLS handshake in time"),
+                        },
+                    }
                     drop(place);
                 });
             }
@@ -315,7 +334,12 @@ pub async fn serve(listener: TcpListener, state: Arc<Shared>, shutdown: impl Fut
     let _ = tokio::time::timeout(DRAIN, places.acquire_many(all)).await;
 }
 
-async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, mut ending: watch::Receiver<bool>) {
+async fn connection<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    peer: SocketAddr,
+    router: Router,
+    mut ending: watch::Receiver<bool>,
+) {
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIME)
@@ -339,17 +363,31 @@ async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, mut end
     }
 }
 
-/// The pages.
-pub fn router(state: Arc<Shared>) -> Router {
+/// The pages. Whether the agent lives and is ready is told to everybody: a kubelet has no token.
+fn router(state: Arc<Shared>, guard: Arc<Guard>) -> Router {
+    let guarded = middleware::from_fn_with_state(guard, admit);
     Router::new()
         .route("/", get(live::page))
         .route("/live", get(live::live))
         .route("/metrics", get(metrics))
-        .route("/livez", get(async || "ok\n"))
-        .route("/readyz", get(readyz))
         .route("/status", get(status))
         .route("/progress", get(progress))
+        .route_layer(guarded)
+        .route("/livez", get(async || "ok\n"))
+        .route("/readyz", get(readyz))
         .with_state(state)
+}
+
+async fn admit(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
+    if guard.admits(request.headers()) {
+        return next.run(request).await;
+    }
+    // The first for programs, the second has a browser ask its user.
+    let mut refused = (StatusCode::UNAUTHORIZED, "a token is needed\n").into_response();
+    for scheme in ["Bearer", "Basic realm=\"cadscope\", charset=\"UTF-8\""] {
+        refused.headers_mut().append(header::WWW_AUTHENTICATE, HeaderValue::from_static(scheme));
+    }
+    refused
 }
 
 async fn metrics(State(state): State<Arc<Shared>>, headers: HeaderMap) -> Response {
@@ -386,13 +424,19 @@ async fn progress(State(state): State<Arc<Shared>>, Query(asked): Query<stream::
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::GuardConfig;
     use crate::export::metrics::MetricsOptions;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
     use tokio::sync::oneshot;
 
     fn shared() -> Arc<Shared> {
         let status = Status { version: "0.1.0".to_owned(), ..Status::default() };
         Arc::new(Shared::new(Arc::new(Metrics::new(MetricsOptions::default())), status))
+    }
+
+    fn open() -> Arc<Guard> {
+        Arc::new(Guard::default())
     }
 
     async fn get(address: SocketAddr, path: &str, accept: &str) -> String {
@@ -411,7 +455,7 @@ mod tests {
         let listener = bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (end, ended) = oneshot::channel::<()>();
-        let server = tokio::spawn(serve(listener, Arc::clone(&shared), async {
+        let server = tokio::spawn(serve(listener, Arc::clone(&shared), open(), async {
             let _ = ended.await;
         }));
 
@@ -496,10 +540,52 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn without_the_token_there_is_nothing_but_that_it_lives() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "0123456789abcdef").unwrap();
+        let config = GuardConfig { token: Some(file.path().to_owned()), tls: None };
+        let guard = Arc::new(Guard::open(&config).unwrap());
+        let listener = bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(serve(listener, shared(), guard, std::future::pending()));
+        for path in ["/", "/live", "/metrics", "/status", "/progress?job_id=1"] {
+            let refused = get(address, path, "*/*").await;
+            assert!(
+                refused.starts_with("HTTP/1.1 401") && refused.contains("www-authenticate: Bearer"),
+                "{path}"
+            );
+            let body = refused.split_once("\r\n\r\n").unwrap().1;
+            assert_eq!(body, "a token is needed\n");
+        }
+        let token = "*/*\r\nAuthorization: Bearer 0123456789abcdef";
+        assert!(get(address, "/metrics", token).await.contains("cadscope_build_info"));
+        assert!(get(address, "/status", token).await.starts_with("HTTP/1.1 200"));
+        assert!(get(address, "/livez", "*/*").await.starts_with("HTTP/1.1 200"));
+        assert!(get(address, "/readyz", "*/*").await.starts_with("HTTP/1.1 503"));
+    }
+
+    #[tokio::test]
+    async fn more_connections_than_there_are_places_wait_and_are_served_when_one_is_free() {
+        let listener = bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(serve(listener, shared(), open(), std::future::pending()));
+        let mut silent = Vec::new();
+        for _ in 0..CONNECTIONS {
+            silent.push(TcpStream::connect(address).await.unwrap());
+        }
+        let late = tokio::spawn(async move { get(address, "/livez", "*/*").await });
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert!(!late.is_finished());
+        silent.pop();
+        let answer = tokio::time::timeout(Duration::from_secs(20), late).await.unwrap().unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+
+    #[tokio::test]
     async fn an_endless_head_is_refused() {
         let listener = bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        tokio::spawn(serve(listener, shared(), std::future::pending()));
+        tokio::spawn(serve(listener, shared(), open(), std::future::pending()));
         let mut stream = TcpStream::connect(address).await.unwrap();
         let _ = stream.write_all(format!("GET / HTTP/1.1\r\nX: {}", "x".repeat(64 * 1024)).as_bytes()).await;
         let mut answer = Vec::new();

@@ -32,7 +32,9 @@ pub(super) fn find<'a>(
     let mut alike: HashMap<&[u8], usize> = HashMap::new();
     let mut best: HashMap<String, (usize, &'a str, String)> = HashMap::new();
     for name in exported.filter(|name| name.len() <= LONGEST_NAME && !known.contains(name)) {
-        let Some((key, probes)) = key(name.as_bytes()).and_then(|key| wanted.get_key_value(key)) else { continue };
+        let Some((key, probes)) = key(name.as_bytes()).and_then(|key| wanted.get_key_value(key)) else {
+            continue;
+        };
         let seen = alike.entry(key).or_default();
         *seen += 1;
         if *seen > MOST_ALIKE {

@@ -225,19 +225,20 @@ impl<'a> ElfFile<'a> {
     /// A name of the function that starts at an address.
     #[must_use]
     pub fn name_at(&self, vaddr: Vaddr) -> Option<&'a str> {
-        let names = self.names.get_or_init(|| {
-            let mut names: Vec<Name> = Vec::new();
-            let tables = [self.counted_dynamic_table(), self.static_symbols];
-            for table in tables.into_iter().flatten() {
-                let symbols = (0..table.count).map_while(|index| self.symbol(&table, index));
-                names.extend(symbols.flatten().filter(|symbol| symbol.is_function).map(|symbol| {
-                    (symbol.vaddr.0, symbol.weak, table.strings.saturating_add(symbol.name))
-                }));
-            }
-            // Of several names the one that stands first: stable.
-            names.sort_by_key(|(vaddr, weak, _)| (*vaddr, *weak));
-            names
-        });
+        let names =
+            self.names.get_or_init(|| {
+                let mut names: Vec<Name> = Vec::new();
+                let tables = [self.counted_dynamic_table(), self.static_symbols];
+                for table in tables.into_iter().flatten() {
+                    let symbols = (0..table.count).map_while(|index| self.symbol(&table, index));
+                    names.extend(symbols.flatten().filter(|symbol| symbol.is_function).map(|symbol| {
+                        (symbol.vaddr.0, symbol.weak, table.strings.saturating_add(symbol.name))
+                    }));
+                }
+                // Of several names the one that stands first: stable.
+                names.sort_by_key(|(vaddr, weak, _)| (*vaddr, *weak));
+                names
+            });
         let (at, _, name) = names.get(names.partition_point(|(at, ..)| *at < vaddr.0)..)?.first()?;
         if *at != vaddr.0 {
             return None;

@@ -142,7 +142,11 @@ fn exporting(names: impl Iterator<Item = String>) -> Vec<u8> {
 /// Overloads of a function of FreeCAD, as many as are wanted.
 pub(crate) fn alike(count: u32) -> Vec<u8> {
     exporting((0..count).map(|number| {
-        let parameters = number.to_string().bytes().map(|digit| char::from(b"ijlmstdfcb"[usize::from(digit - b'0')])).collect::<String>();
+        let parameters = number
+            .to_string()
+            .bytes()
+            .map(|digit| char::from(b"ijlmstdfcb"[usize::from(digit - b'0')]))
+            .collect::<String>();
         format!("_ZN3App8Document9recomputeERKSt6vectorIPNS_14DocumentObjectESaIS3_EEbPb{parameters}")
     }))
 }
@@ -154,7 +158,8 @@ pub(crate) fn doubling() -> Vec<u8> {
         let mut parameter = "St4pairIiiE".to_owned();
         // Each step names the one before twice, by its number among the substitutions.
         for step in 0..steps {
-            let number = char::from_digit(2 + 2 * step, 36).map(|digit| digit.to_ascii_uppercase()).unwrap_or('0');
+            let number =
+                char::from_digit(2 + 2 * step, 36).map(|digit| digit.to_ascii_uppercase()).unwrap_or('0');
             parameter = format!("{parameter}St4pairIS{number}_S{number}_E");
         }
         format!("{base}{parameter}")

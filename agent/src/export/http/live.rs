@@ -122,7 +122,7 @@ fn nonce() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::export::http::{bind, serve};
+    use crate::export::http::{Guard, bind, serve};
     use crate::export::metrics::{Metrics, MetricsOptions};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpStream;
@@ -139,7 +139,12 @@ mod tests {
         let shared = Arc::new(Shared::new(metrics, crate::export::http::Status::default()));
         let listener = bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        tokio::spawn(serve(listener, Arc::clone(&shared), std::future::pending()));
+        tokio::spawn(serve(
+            listener,
+            Arc::clone(&shared),
+            Arc::new(Guard::default()),
+            std::future::pending(),
+        ));
         (address, shared)
     }
 
@@ -189,7 +194,7 @@ mod tests {
         let listener = bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (end, ended) = tokio::sync::oneshot::channel::<()>();
-        let server = tokio::spawn(serve(listener, Arc::clone(&shared), async {
+        let server = tokio::spawn(serve(listener, Arc::clone(&shared), Arc::new(Guard::default()), async {
             let _ = ended.await;
         }));
         let mut stream = asked(address, "/live", "text/event-stream").await;
