@@ -18,6 +18,7 @@ mod builds;
 mod dashboards;
 mod demo;
 mod docs;
+mod fresh;
 mod image;
 mod imports;
 mod kubernetes;
@@ -118,6 +119,18 @@ enum Task {
         #[arg(long)]
         full: bool,
     },
+    /// Try the README as a new user: a Debian with nothing but Rust, a clone of what is committed, one command
+    ///
+    /// In a root file system of its own, which is made for it and removed afterwards; needs root and mmdebstrap. The
+    /// demo takes about ten minutes.
+    Fresh {
+        /// Which of the two commands
+        #[arg(value_enum, default_value_t = fresh::Promise::Demo)]
+        promise: fresh::Promise,
+        /// Leave the root file system for a look
+        #[arg(long)]
+        keep: bool,
+    },
     /// A real Kubernetes node on this machine: `up`, `kubectl …`, `load IMAGE.tar`, `image …`, `down`
     ///
     /// One node with etcd, apiserver, kubelet and containerd, in namespaces of its own; needs root. The programs are
@@ -206,6 +219,7 @@ fn main() -> ExitCode {
         Task::Demo { script } => demo::demo(script),
         Task::Test { full } => test::test(test::Rules { full, locked: false }),
         Task::Ci { full } => test::test(test::Rules { full, locked: true }),
+        Task::Fresh { promise, keep } => fresh::fresh(promise, keep),
         Task::K8s { words } => kubernetes::node(&words),
         Task::Bench(Bench::Calls { rounds }) => bench::calls(rounds),
         Task::Bench(Bench::Throughput { seconds }) => bench::throughput(seconds),
