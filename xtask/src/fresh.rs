@@ -24,9 +24,13 @@ pub(crate) enum Promise {
     Test,
 }
 
-/// What has been there before a user comes: Debian, and what rustup's own installation needs.
-const DEBIAN: &[&str] =
-    &["--variant=minbase", "--architectures=amd64", "--include=ca-certificates,curl,git", "bookworm"];
+/// What has been there before a user comes: Debian, what rustup downloads with, and the linker that Rust needs.
+const DEBIAN: &[&str] = &[
+    "--variant=minbase",
+    "--architectures=amd64",
+    "--include=ca-certificates,curl,git,gcc,libc6-dev",
+    "bookworm",
+];
 
 /// Names under which rustup's one program is called.
 const PROXIES: &[&str] =
