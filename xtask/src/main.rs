@@ -141,6 +141,12 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         words: Vec<String>,
     },
+    /// Mixed FreeCAD work and faults for as long as you like, while everything is counted: nothing lost, nothing kept
+    Soak {
+        /// How long
+        #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
+        minutes: u32,
+    },
     /// Measure
     #[command(subcommand)]
     Bench(Bench),
@@ -220,6 +226,7 @@ fn main() -> ExitCode {
         Task::Test { full } => test::test(test::Rules { full, locked: false }),
         Task::Ci { full } => test::test(test::Rules { full, locked: true }),
         Task::Fresh { promise, keep } => fresh::fresh(promise, keep),
+        Task::Soak { minutes } => test::soak(minutes),
         Task::K8s { words } => kubernetes::node(&words),
         Task::Bench(Bench::Calls { rounds }) => bench::calls(rounds),
         Task::Bench(Bench::Throughput { seconds }) => bench::throughput(seconds),
