@@ -118,10 +118,18 @@ pub fn image(out: &Path, name: &str, files: &[&str], without: &[&str]) -> Result
 /// Makes an image of the program under test, laid out as that of `cargo xtask image`.
 ///
 /// # Errors
-/// It has not been built.
+/// It has not been built, or needs libraries, which are not in the image.
 pub fn agent_image(folder: &Path, name: &str) -> Result<PathBuf> {
     let out = folder.join("cadscope.tar");
-    let program = format!("{}=/usr/bin/cadscope", crate::node::cadscope()?.display());
+    let program = crate::node::cadscope()?;
+    let mut headers = Command::new(crate::node::tool("readelf", "binutils")?);
+    let headers = run(headers.args(["--program-headers", "--wide"]).arg(&program), Duration::from_secs(60))?;
+    ensure!(
+        !headers.stdout.contains("INTERP"),
+        "{} is not static: `cargo xtask build --release` makes one that is",
+        program.display()
+    );
+    let program = format!("{}=/usr/bin/cadscope", program.display());
     image(&out, name, &["--entrypoint", "/usr/bin/cadscope", &program], &[])?;
     Ok(out)
 }
