@@ -198,6 +198,7 @@ struct CommonArgs {
 }
 
 #[derive(Clone, Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "made once")]
 enum CommandArgs {
     /// Observes every FreeCAD and OCCT worker of this node and serves metrics
     #[command(after_help = AGENT_EXAMPLES)]

@@ -23,10 +23,11 @@ fn root() -> PathBuf {
 
 /// Paths of all pages, from the root of the repository.
 fn pages() -> Result<Vec<PathBuf>> {
-    let mut pages: Vec<PathBuf> = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"]
-        .iter()
-        .map(PathBuf::from)
-        .collect();
+    let mut pages: Vec<PathBuf> =
+        ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"]
+            .iter()
+            .map(PathBuf::from)
+            .collect();
     let mut folders = vec![PathBuf::from("docs")];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(root().join(&folder))? {
@@ -51,6 +52,43 @@ fn listed() -> Result<Vec<PathBuf>> {
 
 fn read(page: &Path) -> Result<String> {
     fs::read_to_string(root().join(page)).with_context(|| page.display().to_string())
+}
+
+/// Every source file below a folder.
+fn sources(folder: &Path) -> Result<String> {
+    let mut text = String::new();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            text += &sources(&entry.path())?;
+        } else if entry.path().extension().is_some_and(|extension| extension == "rs") {
+            text += &fs::read_to_string(entry.path())?;
+        }
+    }
+    Ok(text)
+}
+
+#[test]
+fn every_test_that_a_threat_is_defended_by_exists() -> Result<()> {
+    let page = read(Path::new("docs/threats.md"))?;
+    let mut code = String::new();
+    for folder in ["agent/src", "agent/tests", "tests/tests"] {
+        code += &sources(&root().join(folder))?;
+    }
+    let is_test = |name: &&str| {
+        name.matches('_').count() > 3 && name.chars().all(|c| c.is_ascii_lowercase() || c == '_')
+    };
+    let named: Vec<&str> = page.split('`').skip(1).step_by(2).filter(is_test).collect();
+    let missing: Vec<&&str> = named.iter().filter(|name| !code.contains(&format!("fn {name}()"))).collect();
+    ensure!(
+        named.len() > 15 && missing.is_empty(),
+        "{} tests are named; there is no {missing:?}",
+        named.len()
+    );
+    let rows = page.lines().filter(|line| line.starts_with("| ") && line.matches(" | ").count() == 2);
+    let bare: Vec<&str> = rows.skip(1).filter(|row| !row.contains('`')).collect();
+    ensure!(bare.is_empty(), "defended by no test: {bare:?}");
+    Ok(())
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! Promise: a worker that means ill gets nothing of the node, stops nobody from being observed, and is treated as if
 //! nobody watched.
 
+#![allow(clippy::indexing_slicing, reason = "of a file that is there: out of bounds is a failed test")]
+
 #[path = "hostile/elf.rs"]
 mod elf;
 

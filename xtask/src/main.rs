@@ -141,6 +141,16 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         words: Vec<String>,
     },
+    /// Give changed inputs to everything that parses what a worker or a client says, for as long as you like
+    ///
+    /// agent/tests/mutations.rs, optimised: the same inputs from the same seed each time, so that a failure can be repeated.
+    Fuzz {
+        /// One of elf, environ, cgroup, records, catalogue, names, accept, url; all in turn without
+        target: Option<String>,
+        /// How long each
+        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+        minutes: u32,
+    },
     /// Mixed FreeCAD work and faults for as long as you like, while everything is counted: nothing lost, nothing kept
     Soak {
         /// How long
@@ -221,6 +231,13 @@ fn main() -> ExitCode {
         Task::Docs => docs::write(),
         Task::Image { machine } => image::image(machine).map(drop),
         Task::Package => package::package().map(drop),
+        Task::Fuzz { target, minutes } => {
+            let mut command = std::process::Command::new("cargo");
+            command.args(["test", "--release", "-p", "cadscope", "--test", "mutations", "--", "--nocapture"]);
+            command.env("CADSCOPE_FUZZ_SECONDS", (u64::from(minutes) * 60).to_string());
+            command.env("CADSCOPE_FUZZ_ONLY", target.unwrap_or_default());
+            shell::run(&mut command)
+        }
         Task::Dashboards => dashboards::write().and_then(|()| alerts::write()),
         Task::Demo { script } => demo::demo(script),
         Task::Test { full } => test::test(test::Rules { full, locked: false }),
