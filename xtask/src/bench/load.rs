@@ -67,7 +67,8 @@ pub(crate) fn throughput(seconds: u32) -> Result<()> {
         "# How many operations a second the agent takes\n\nWritten by `cargo xtask bench throughput --seconds {seconds}`: two \
          threads call `Bnd_Box::Distance`, and each call is an\noperation with a record. Counted are those that `/metrics` \
          shows, lost those that it says are lost; made = counted + lost.\nThe last lines leave the budget as it is: beyond \
-         50,000 a second calls are counted in the kernel.\n\n"
+         50,000 a second calls are counted in the kernel, beyond 500,000 the\nprobes are taken away: calls after that are \
+         missing, on purpose.\n\n"
     );
     text.push_str(&machine()?);
     text.push_str(
