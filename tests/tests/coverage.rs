@@ -185,18 +185,17 @@ fn stepped(placed: &Placed) -> Option<(bool, bool)> {
 
 /// One build's row: functions, with all sites emulated, with an entry or exit that is single-stepped, not placed.
 fn sites_row(build: &Build, placed: &[Placed]) -> String {
-    let count = |wanted: &dyn Fn(&Option<(bool, bool)>) -> bool| {
-        placed.iter().filter(|one| wanted(&stepped(one))).count()
-    };
-    let emulated = count(&|sites| *sites == Some((false, false)));
+    let sites: Vec<Option<(bool, bool)>> = placed.iter().map(stepped).collect();
+    let emulated = sites.iter().filter(|sites| **sites == Some((false, false))).count();
+    let placed_sites = || sites.iter().flatten();
     format!(
         "| {} | {} | {emulated} ({:.0} %) | {} | {} | {} |",
         build.name,
         placed.len(),
         emulated as f64 / placed.len().max(1) as f64 * 100.0,
-        count(&|sites| sites.is_some_and(|(entry, _)| entry)),
-        count(&|sites| sites.is_some_and(|(_, exit)| exit)),
-        count(&|sites| sites.is_none()),
+        placed_sites().filter(|(entry, _)| *entry).count(),
+        placed_sites().filter(|(_, exit)| *exit).count(),
+        sites.iter().filter(|sites| sites.is_none()).count(),
     )
 }
 
