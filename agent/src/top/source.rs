@@ -13,7 +13,7 @@ use anyhow::{Context, bail};
 use nix::sys::signal::{SigSet, Signal};
 
 use crate::config::{AgentUrl, TopConfig, TopSource};
-use crate::discover;
+use crate::discover::{self, Mappings};
 use crate::live::{Recent, Snapshot};
 use crate::observe::{Observer, ObserverOptions, now_ns};
 use crate::preflight::{self, Node};
@@ -98,7 +98,8 @@ pub(super) fn start(
     }
     preflight::require(node, true)?;
     let recent = Recent::new(options.sources.threshold);
-    let observer = Observer::start(options)?;
+    let mappings = Mappings::open(&options.sys)?;
+    let observer = Observer::start(options, mappings)?;
     std::thread::Builder::new()
         .name("observe".to_owned())
         .spawn(move || observe(observer, recent, &sender, &stop))?;
