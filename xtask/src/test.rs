@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::build::{Profile, build};
 use crate::builds;
+use crate::image;
 use crate::imports;
 use crate::package;
 use crate::places::repository;
@@ -48,6 +49,17 @@ pub(crate) fn test(rules: Rules) -> Result<()> {
     verdict
 }
 
+/// Runs the soak test for so long.
+pub(crate) fn soak(length: u32) -> Result<()> {
+    setup::install(Purpose::Test)?;
+    let binary = build(Profile::Release)?;
+    run(cargo()?
+        .args(["test", "--package", "cadscope-tests", "--test", "soak", "--", "--nocapture"])
+        .env("CADSCOPE_BIN", binary)
+        .env("CADSCOPE_BUILDS", builds::folder()?)
+        .env("CADSCOPE_SOAK_MINUTES", length.to_string()))
+}
+
 fn all(stages: &mut Stages, rules: Rules) -> Result<()> {
     let root = repository()?;
     stages.run("setup", || setup::install(if rules.full { Purpose::Package } else { Purpose::Test }))?;
@@ -84,6 +96,7 @@ fn all(stages: &mut Stages, rules: Rules) -> Result<()> {
             .env("CADSCOPE_BUILDS", builds::folder()?);
         if rules.full {
             cargo.env("CADSCOPE_FULL", "1").env("CADSCOPE_DEB", package::package()?);
+            cargo.env("CADSCOPE_IMAGE", image::image(image::Machine::Amd64)?);
         }
         run_watched(&mut cargo, |line| counts.add(line))
     })

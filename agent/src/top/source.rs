@@ -12,11 +12,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use nix::sys::signal::{SigSet, Signal};
 
-use crate::config::{AgentUrl, TopConfig, TopSource};
+use crate::config::{AgentUrl, TopSource};
 use crate::discover::{self, Mappings};
 use crate::live::{Recent, Snapshot};
 use crate::observe::{Observer, ObserverOptions, now_ns};
-use crate::preflight::{self, Node};
 
 /// How long an agent is given to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -76,29 +75,41 @@ impl Stop {
     }
 }
 
+/// Where snapshots are to come from.
+pub(super) enum Origin {
+    /// An agent that runs already.
+    Agent(AgentUrl),
+    /// An observation of its own, whose mapping events were opened while the rights for it were there.
+    Own(Mappings),
+}
+
+/// The agent to ask; `None` for an observation of its own, because the user wants it or no agent answers.
+pub(super) fn choose(source: &TopSource) -> Option<AgentUrl> {
+    match source {
+        TopSource::Agent(url) => Some(url.clone()),
+        TopSource::Own => None,
+        TopSource::Any(listen) => Some(AgentUrl::of(*listen)).filter(|url| connect(url, GUESS).is_ok()),
+    }
+}
+
 /// Starts the source; gives its name and what it says.
 pub(super) fn start(
-    config: &TopConfig,
-    node: &Node,
+    origin: Origin,
     options: ObserverOptions,
     stop: &Stop,
 ) -> anyhow::Result<(String, Receiver<News>)> {
     let (sender, news) = sync_channel(1);
     let stop = stop.clone();
-    let url = match &config.source {
-        TopSource::Agent(url) => Some(url.clone()),
-        TopSource::Own => None,
-        TopSource::Any(listen) => Some(AgentUrl::of(*listen)).filter(|url| connect(url, GUESS).is_ok()),
+    let mappings = match origin {
+        Origin::Own(mappings) => mappings,
+        Origin::Agent(url) => {
+            let stream = connect(&url, PATIENCE)?;
+            let place = format!("agent {url}");
+            std::thread::spawn(move || follow(&url, Some(stream), &sender, &stop));
+            return Ok((place, news));
+        }
     };
-    if let Some(url) = url {
-        let stream = connect(&url, PATIENCE)?;
-        let place = format!("agent {url}");
-        std::thread::spawn(move || follow(&url, Some(stream), &sender, &stop));
-        return Ok((place, news));
-    }
-    preflight::require(node, true)?;
     let recent = Recent::new(options.sources.threshold);
-    let mappings = Mappings::open(&options.sys)?;
     let observer = Observer::start(options, mappings)?;
     std::thread::Builder::new()
         .name("observe".to_owned())
