@@ -145,7 +145,7 @@ enum Task {
     /// Try other kernels in virtual machines: 5.10 (is refused), 6.1, 6.12, 7 (the newest)
     ///
     /// Debian's kernels under QEMU, whose processor is emulated; the guests see this machine's files and write none of them.
-    /// Runs the same tests as on this kernel, release build, and prints a table; that of all kernels is written to
+    /// Runs the same tests as on this kernel, release build, and writes what came out into the table of
     /// docs/reliability.md. Takes about half an hour a kernel, `--short` a minute.
     Vm {
         /// Which kernels (all unless told)

@@ -85,7 +85,7 @@ fn all(stages: &mut Stages, rules: Rules) -> Result<()> {
     stages.run("other builds", || builds::make_for_tests(rules.full))?;
     stages.run("other kernels", || {
         let length = if rules.full { Length::Long } else { Length::Short };
-        vm::try_kernels(&[], length, binary.as_deref().context("not built")?)
+        vm::test(length, binary.as_deref().context("not built")?)
     })?;
     stages.count("root tests", |counts| {
         let mut cargo = cargo()?;

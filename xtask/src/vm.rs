@@ -1,7 +1,7 @@
 //! Turns this checkout into a table of what holds under which kernel: the same test programs as on this machine, run in
 //! virtual machines with Debian's kernels.
 //!
-//! What is tried is data, [`CLAIMS`]; on what, [`KERNELS`]. The table of a whole run is written to docs/reliability.md.
+//! What is tried is data, [`CLAIMS`]; on what, [`KERNELS`]. What came out is written into the table of docs/reliability.md.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -50,7 +50,7 @@ enum Tried {
     EachCgroup,
 }
 
-const CLAIMS: [Claim; 8] = [
+const CLAIMS: [Claim; 7] = [
     Claim {
         says: "Every program loads and probes are placed as the kernel can; one that is too old is refused by name",
         test: "kernels",
@@ -68,14 +68,6 @@ const CLAIMS: [Claim; 8] = [
         ),
         long: "o2",
         tried: Tried::EachWay,
-    },
-    Claim {
-        says: "Torture worker, -O0 and -O3: the same",
-        test: "torture",
-        filter: "are_reported_as_they_happened",
-        short: None,
-        long: "o0,o3",
-        tried: Tried::Once,
     },
     Claim {
         says: "The first calls of a program never seen are traced",
@@ -142,11 +134,11 @@ pub(crate) fn vm(names: &[String], short: bool) -> Result<()> {
         Some(binary) => PathBuf::from(binary).canonicalize().context("CADSCOPE_BIN")?,
         None => build(Profile::Release)?,
     };
-    try_kernels(names, if short { Length::Short } else { Length::Long }, &binary)
+    try_kernels(names, if short { Length::Short } else { Length::Long }, &binary)?.write()
 }
 
 /// Tries the kernels of these names (none = all) with the agent at `binary`.
-pub(crate) fn try_kernels(names: &[String], length: Length, binary: &Path) -> Result<()> {
+fn try_kernels(names: &[String], length: Length, binary: &Path) -> Result<Table> {
     if let Some(name) = names.iter().find(|name| KERNELS.iter().all(|kernel| kernel.name != name.as_str())) {
         let known: Vec<_> = KERNELS.iter().map(|kernel| kernel.name).collect();
         bail!("no kernel `{name}`; there are {}", known.join(", "));
@@ -169,10 +161,12 @@ pub(crate) fn try_kernels(names: &[String], length: Length, binary: &Path) -> Re
     if table.failures > 0 {
         bail!("{} claims do not hold", table.failures);
     }
-    if length == Length::Long && kernels.len() == KERNELS.len() {
-        table.write()?;
-    }
-    Ok(())
+    Ok(table)
+}
+
+/// What `cargo xtask test` tries: nothing is written.
+pub(crate) fn test(length: Length, binary: &Path) -> Result<()> {
+    try_kernels(&[], length, binary).map(drop)
 }
 
 fn machines(kernel: Kernel, length: Length) -> Vec<Machine> {
@@ -226,47 +220,114 @@ impl Machine {
 }
 
 /// What came out, by row and column.
-#[derive(Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Table {
-    columns: Vec<String>,
-    cells: BTreeMap<(usize, usize), &'static str>,
+    cells: BTreeMap<(Column, String), String>,
     failures: usize,
 }
 
+/// A machine of the table: the place of its kernel among all, how probes are placed and its cgroups, its release.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Column {
+    kernel: usize,
+    way: String,
+    release: String,
+}
+
+impl Column {
+    /// `6.1.0-56, perf events`, as it stands at its head.
+    fn read(head: &str) -> Option<Self> {
+        let (release, way) = head.split_once(',').unwrap_or((head, ""));
+        let kernel = KERNELS.iter().position(|kernel| release.starts_with(&format!("{}.", kernel.name)))?;
+        Some(Self { kernel, way: way.trim().to_owned(), release: release.to_owned() })
+    }
+
+    fn text(&self) -> String {
+        if self.way.is_empty() { self.release.clone() } else { format!("{}, {}", self.release, self.way) }
+    }
+
+    fn is_same_machine(&self, other: &Self) -> bool {
+        (self.kernel, &self.way) == (other.kernel, &other.way)
+    }
+}
+
+/// Of what only the short list was tried.
+const SHORT: &str = "holds (short list)";
+
 impl Table {
     fn add(&mut self, machine: &Machine, programs: &Programs, length: Length, binary: &Path) -> Result<()> {
-        let tried: Vec<(usize, &Claim)> =
-            CLAIMS.iter().enumerate().filter(|(_, claim)| machine.tries(claim, length)).collect();
+        let tried: Vec<&Claim> = CLAIMS.iter().filter(|claim| machine.tries(claim, length)).collect();
         headline(&format!("Linux {}", machine.name(machine.kernel.name)));
-        let steps = tried.iter().map(|(_, claim)| machine.step(claim, programs, length, binary));
+        let steps = tried.iter().map(|claim| machine.step(claim, programs, length, binary));
         let begin = Instant::now();
         let outcome = boot(&machine.kernel, machine.cgroups, &steps.collect::<Result<Vec<_>>>()?)?;
         println!("Linux {}: {}", outcome.release, minutes(begin.elapsed()));
-        let column = self.columns.len();
-        self.columns.push(machine.name(&outcome.release));
-        for ((row, claim), status) in
-            tried.into_iter().zip(outcome.ended.into_iter().chain(std::iter::repeat(-1)))
-        {
+        let column = Column::read(&machine.name(&outcome.release)).with_context(|| {
+            format!("a guest with `{}` is not Linux {}", outcome.release, machine.kernel.name)
+        })?;
+        for (claim, status) in tried.into_iter().zip(outcome.ended.into_iter().chain(std::iter::repeat(-1))) {
             let refused = machine.kernel.refused && claim.tried == Tried::Everywhere;
             let cell = match status {
                 0 if refused => "refused",
+                0 if length == Length::Short && claim.short != Some(claim.long) => SHORT,
                 0 => "holds",
                 _ => "FAILS",
             };
             self.failures += usize::from(status != 0);
-            self.cells.insert((row, column), cell);
+            self.cells.insert((column.clone(), claim.says.to_owned()), cell.to_owned());
         }
         Ok(())
     }
 
+    /// Reads the table that [`text`](Self::text) writes; rows and columns that are no more are left out.
+    fn read(text: &str) -> Self {
+        let row = |line: &str| -> Vec<String> {
+            line.trim().trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect()
+        };
+        let mut lines = text.lines().filter(|line| line.starts_with('|'));
+        let columns: Vec<Option<Column>> =
+            lines.next().map(row).unwrap_or_default().iter().map(|head| Column::read(head)).collect();
+        let mut table = Self::default();
+        for cells in lines.skip(1).map(row) {
+            let Some(says) = cells.first().filter(|says| CLAIMS.iter().any(|claim| claim.says == **says))
+            else {
+                continue;
+            };
+            for (column, cell) in columns.iter().zip(&cells) {
+                if let (Some(column), false) = (column, cell == "—") {
+                    table.cells.insert((column.clone(), says.clone()), cell.clone());
+                }
+            }
+        }
+        table
+    }
+
+    /// Puts what came out now over what came out before. A short list does not replace a long one.
+    fn over(&self, before: &Self) -> Self {
+        let mut table = self.clone();
+        for ((column, says), cell) in &before.cells {
+            let now = self.cells.iter().find(|((c, s), _)| c.is_same_machine(column) && s == says);
+            if let Some((key, _)) = now.filter(|(_, now)| *now == SHORT) {
+                table.cells.insert(key.clone(), cell.clone());
+            } else if now.is_none() {
+                let column =
+                    self.cells.keys().map(|(c, _)| c).find(|c| c.is_same_machine(column)).unwrap_or(column);
+                table.cells.insert((column.clone(), says.clone()), cell.clone());
+            }
+        }
+        table
+    }
+
     /// As Markdown, without rows that were not tried.
     fn text(&self) -> String {
-        let mut text =
-            format!("| | {} |\n|---|{}\n", self.columns.join(" | "), "---|".repeat(self.columns.len()));
-        for (row, claim) in CLAIMS.iter().enumerate() {
-            let cells: Vec<&str> = (0..self.columns.len())
-                .map(|column| self.cells.get(&(row, column)).copied().unwrap_or("—"))
-                .collect();
+        let columns: std::collections::BTreeSet<&Column> =
+            self.cells.keys().map(|(column, _)| column).collect();
+        let heads: Vec<String> = columns.iter().map(|column| column.text()).collect();
+        let mut text = format!("| | {} |\n|---|{}\n", heads.join(" | "), "---|".repeat(heads.len()));
+        for claim in &CLAIMS {
+            let cell = |column: &Column| self.cells.get(&(column.clone(), claim.says.to_owned()));
+            let cells: Vec<&str> =
+                columns.iter().map(|column| cell(column).map_or("—", String::as_str)).collect();
             if cells.iter().any(|cell| *cell != "—") {
                 let _ = writeln!(text, "| {} | {} |", claim.says, cells.join(" | "));
             }
@@ -274,10 +335,13 @@ impl Table {
         text
     }
 
+    /// Into the page, over what it says of these machines.
     fn write(&self) -> Result<()> {
         let page = repository()?.join("docs/reliability.md");
         let text = fs::read_to_string(&page).with_context(|| page.display().to_string())?;
-        fs::write(&page, between_marks(&text, &self.text())?)?;
+        let before = text.split_once(FIRST_MARK).map(|(_, rest)| rest).unwrap_or_default();
+        let before = before.split_once(LAST_MARK).map(|(table, _)| table).unwrap_or_default();
+        fs::write(&page, between_marks(&text, &self.over(&Self::read(before)).text())?)?;
         println!("written to {}", page.display());
         Ok(())
     }
@@ -338,6 +402,25 @@ mod tests {
         assert_eq!(written, format!("a\n{FIRST_MARK}\n| new |\n\n{LAST_MARK}b\n"));
         assert_eq!(between_marks(&written, "| new |\n").unwrap(), written);
         assert!(between_marks("no place", "").is_err());
+    }
+
+    #[test]
+    fn a_run_replaces_what_the_table_said_of_its_machines_and_a_short_list_no_long_one() {
+        let row = |says: &str, cells: &str| format!("| {says} | {cells} |\n");
+        let [first, second] = [CLAIMS[0].says, CLAIMS[1].says];
+        let head = "| | 5.10.1 | 6.1.9, perf events | 7.2.1, uprobe_multi |\n|---|---|---|---|\n";
+        let before =
+            format!("{head}{}{}", row(first, "refused | holds | holds"), row(second, "— | holds | FAILS"));
+        assert_eq!(Table::read(&before).text(), before);
+        let now = format!(
+            "| | 6.1.10, perf events | 7.2.2, uprobe_multi |\n|---|---|---|\n{}{}",
+            row(first, "FAILS | holds"),
+            row(second, &format!("{SHORT} | holds"))
+        );
+        let head = "| | 5.10.1 | 6.1.10, perf events | 7.2.2, uprobe_multi |\n|---|---|---|---|\n";
+        let after =
+            format!("{head}{}{}", row(first, "refused | FAILS | holds"), row(second, "— | holds | holds"));
+        assert_eq!(Table::read(&now).over(&Table::read(&before)).text(), after);
     }
 
     #[test]
