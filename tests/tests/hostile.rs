@@ -247,10 +247,6 @@ fn a_path_that_leads_out_of_the_container_or_to_another_file_opens_nothing_of_th
         fs::remove_file(&program)?;
         fs::rename(root.0.join("moved"), &program)?;
     }
-    // Where the file at the path is the one that is mapped, it is.
-    let worker = watched.mapping(&[&program])?;
-    watched.agent.learn(&["hostile-copy"], || Ok(()))?;
-    drop(worker);
     Ok(())
 }
 
