@@ -11,9 +11,10 @@ use cadscope_tests::builds::{Build, Expected, wanted};
 use cadscope_tests::node::{require_root, scratch};
 
 /// Jobs for builds with FreeCAD, and the first version that has what they do.
-const FREECAD_JOBS: [(&str, &str); 12] = [
+const FREECAD_JOBS: [(&str, &str); 13] = [
     ("booleans", ""),
     ("features", ""),
+    ("healing", ""),
     ("validity", ""),
     ("documents", ""),
     ("sketch", ""),
