@@ -288,8 +288,9 @@ pub enum Label {
     Map(String, BTreeMap<i64, String>),
     /// The range that a number falls in: see [`ranges`].
     Range(String),
-    /// The part of a class name before `::` (`Part::Box` → `Part`): its workbench; `none` for a class outside of any.
-    Workbench(String),
+    /// The part of a class name before `::` (`Part::Box` → `Part`): its workbench; `none` for a class outside of any,
+    /// and where the value of the second name, a number of objects, is 0.
+    Workbench(String, Option<String>),
     /// The text itself (bounded by the metric registry).
     Text(String),
     /// The lower-case extension of a file name.

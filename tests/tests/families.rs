@@ -11,7 +11,7 @@ use cadscope_tests::builds::{Build, Expected, wanted};
 use cadscope_tests::node::{require_root, scratch};
 
 /// Jobs for builds with FreeCAD, and the first version that has what they do.
-const FREECAD_JOBS: [(&str, &str); 13] = [
+const FREECAD_JOBS: [(&str, &str); 14] = [
     ("booleans", ""),
     ("features", ""),
     ("healing", ""),
@@ -23,6 +23,7 @@ const FREECAD_JOBS: [(&str, &str); 13] = [
     ("exports", ""),
     ("imports", ""),
     ("workbenches", ""),
+    ("incompatible", ""),
     ("materials", "1"),
     ("assembly", "1"),
 ];
