@@ -25,7 +25,7 @@
 //! material = { constant = "steel" }
 //! kind = { value = "kind", map = { 0 = "spur", 1 = "bevel" } }
 //! teeth = { value = "teeth", range = true }           # see `ranges`
-//! workbench = { value = "class", workbench = true }   # Part::Box -> Part
+//! workbench = { value = "class", workbench = true }   # Part::Box -> Part; of = "objects": none where that is 0
 //! class = { value = "class" }                         # the text itself: only where there are few
 //! source = { value = "path", extension = true }       # lower-case extension
 //! format = { value = "path", extension = true, map = { stp = "STEP" } }

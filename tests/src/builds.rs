@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -46,7 +47,8 @@ pub const BUILDS: [Build; 7] = [
     build("wheel-8.0", "", "8.0.1", true),
 ];
 
-/// The builds of this run of the tests: those of every day, or all (`CADSCOPE_FULL=1`), or those in `CADSCOPE_ONLY`.
+/// The builds of this run of the tests: those of every day, or all (`CADSCOPE_FULL=1`), or those in `CADSCOPE_ONLY`. Says
+/// once which they are, and which are left out, also where the output of tests is captured.
 #[must_use]
 pub fn wanted() -> Vec<Build> {
     let names: Vec<&str> = BUILDS.iter().map(|build| build.name).collect();
@@ -54,7 +56,18 @@ pub fn wanted() -> Vec<Build> {
     let wanted = |build: &Build| {
         crate::node::wanted(build.name, &names) && (chosen || build.everyday || crate::node::full())
     };
-    BUILDS.into_iter().filter(wanted).collect()
+    let (wanted, left): (Vec<Build>, Vec<Build>) = BUILDS.into_iter().partition(wanted);
+    static SAY: std::sync::Once = std::sync::Once::new();
+    SAY.call_once(|| {
+        let names = |builds: &[Build]| builds.iter().map(|build| build.name).collect::<Vec<_>>().join(", ");
+        let left = if left.is_empty() {
+            String::new()
+        } else {
+            format!("; not on {} (CADSCOPE_FULL=1 runs on all)", names(&left))
+        };
+        let _ = writeln!(std::io::stderr(), "builds: on {}{left}", names(&wanted));
+    });
+    wanted
 }
 
 /// Where `cargo xtask builds` puts what it makes.
