@@ -13,10 +13,17 @@ scope(F)
 for _ in range(3):
     Part.makeBox(10, 10, 10).fix(1e-3, 1e-3, 1e-3)
     expect(F, feature="heal", status="ok")
-halves = Part.makeCompound([Part.makeBox(10, 10, 10), Part.makeBox(5, 10, 10, V(20, 0, 0))])
+    expect(F, feature="check", status="ok")
 for _ in range(2):
-    halves.removeSplitter()
+    Part.makeBox(10, 10, 10).removeSplitter()
     expect(F, feature="unify", status="ok")
+doc = App.newDocument("Healing")
+both = doc.addObject("Part::Fuse", "Both")
+both.Base, both.Tool = [doc.addObject("Part::Box", name) for name in ("One", "Other")]
+both.Tool.Placement.Base.x = 10
+both.Refine = True
+doc.recompute()
+expect(F, feature="unify", status="ok")
 square = Part.makePolygon([V(0, 0, 0), V(10, 0, 0), V(10, 10, 0), V(0, 10, 0), V(0, 0, 0)])
 Part.Face(square).project([Part.makeLine(V(2, 2, 5), V(8, 8, 5))])
 expect(F, feature="projection", status="ok")
