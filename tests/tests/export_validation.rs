@@ -138,11 +138,11 @@ fn an_export_behind_a_load_that_was_only_counted_is_not_judged() -> Result<()> {
     let made = scratch()?;
     build.run_with("validated.py", made.path(), &[("SIZE", "3")], LIMIT)?;
     let small = fs::read_to_string(made.path().join("shape.brep"))?;
-    let options = ["--linger", "3600", "--min-duration", "50ms", "--state"];
+    let options = ["--linger", "3600", "--min-duration", "20ms", "--state"];
     let options = options.iter().map(AsRef::as_ref).chain([state.path().as_os_str()]);
     let agent = Agent::start(&options.collect::<Vec<_>>())?;
     build.run("warm.py", scratch()?.path(), LIMIT)?;
-    for (input, spheres) in [(small.as_str(), "300"), ("", "301")] {
+    for (input, spheres) in [(small.as_str(), "2000"), ("", "2001")] {
         let folder = scratch()?;
         fs::write(folder.path().join("input.brep"), input)?;
         let before = agent.metrics()?.sum(NOT_COMPARED, &[]);
