@@ -141,19 +141,7 @@ impl Agent {
     }
 
     fn ask(&self, path: &str, accept: &str) -> Result<(u16, String)> {
-        let limit = Duration::from_secs(10);
-        let mut stream = TcpStream::connect_timeout(&([127, 0, 0, 1], self.port).into(), limit)?;
-        stream.set_read_timeout(Some(limit))?;
-        write!(
-            stream,
-            "GET {path} HTTP/1.0\r\nHost: 127.0.0.1\r\nAccept: {accept}\r\nConnection: close\r\n\r\n"
-        )?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer)?;
-        let answer = String::from_utf8_lossy(&answer);
-        let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
-        let status = head.split_whitespace().nth(1).context("no HTTP status")?.parse()?;
-        Ok((status, body.to_owned()))
+        request(self.port, path, accept)
     }
 
     /// Scrapes it.
@@ -255,4 +243,28 @@ impl Drop for Agent {
             self.child.wait().ok();
         }
     }
+}
+
+/// Asks a port of 127.0.0.1 for a path, as [`Agent::get`] does.
+///
+/// # Errors
+/// It does not answer.
+pub fn fetch(port: u16, path: &str) -> Result<(u16, String)> {
+    request(port, path, "*/*")
+}
+
+fn request(port: u16, path: &str, accept: &str) -> Result<(u16, String)> {
+    let limit = Duration::from_secs(10);
+    let mut stream = TcpStream::connect_timeout(&([127, 0, 0, 1], port).into(), limit)?;
+    stream.set_read_timeout(Some(limit))?;
+    write!(
+        stream,
+        "GET {path} HTTP/1.0\r\nHost: 127.0.0.1\r\nAccept: {accept}\r\nConnection: close\r\n\r\n"
+    )?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    let answer = String::from_utf8_lossy(&answer);
+    let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
+    let status = head.split_whitespace().nth(1).context("no HTTP status")?.parse()?;
+    Ok((status, body.to_owned()))
 }

@@ -110,8 +110,27 @@ pub fn objects(yaml: &str) -> Result<Vec<Value>> {
     Ok(serde_json::from_slice(&answer.stdout)?)
 }
 
+/// Checks the objects of the Prometheus operator among these against its own types: keys and values.
+///
+/// # Errors
+/// One is not what the operator takes, or there is none.
+pub fn validate_operator(objects: &[Value]) -> Result<()> {
+    let check = made("operator-models", "check.mjs")?;
+    // It writes beside its modules; the builds are shared.
+    let work = crate::node::scratch()?;
+    let modules = check.with_file_name("node_modules");
+    std::os::unix::fs::symlink(std::fs::canonicalize(modules)?, work.path().join("node_modules"))?;
+    let file = work.path().join("objects.json");
+    std::fs::write(&file, serde_json::to_vec(objects)?)?;
+    let mut command = Command::new(crate::node::tool("node", "nodejs")?);
+    let ended = run(command.arg(&check).arg(work.path()).arg(&file), Duration::from_secs(120))?;
+    ensure!(ended.code == 0, "{}", ended.stderr);
+    ensure!(!ended.stdout.starts_with("0 objects"), "no object of the operator");
+    Ok(())
+}
+
 /// Checks files with manifests against the strict schemas of a version of Kubernetes. Kinds of the Prometheus operator
-/// are not among them.
+/// are not among them: [`validate_operator`].
 ///
 /// # Errors
 /// One is not valid.

@@ -55,6 +55,35 @@ impl Cluster {
         Ok(())
     }
 
+    /// A script that runs `helm` or another client of the API in the node's network, as its administrator.
+    ///
+    /// # Errors
+    /// The node does not say where it is.
+    pub fn client(&self, program: &Path) -> Result<String> {
+        Ok(format!(
+            "#!/bin/sh\nexport CADSCOPE_BUILDS='{}' KUBECONFIG='{}'\nexec '{}' exec '{}' \"$@\"\n",
+            builds::folder()?.display(),
+            self.config()?.display(),
+            folder().join("node").display(),
+            program.display()
+        ))
+    }
+
+    /// An administrator's kubeconfig, for programs in its [`network`](Self::network).
+    ///
+    /// # Errors
+    /// The node does not say where it is.
+    pub fn config(&self) -> Result<PathBuf> {
+        let root = node(&["root"], Duration::from_secs(20))?.stdout;
+        Ok(Path::new(root.trim()).join("admin.conf"))
+    }
+
+    /// Its network namespace, from which the API and the pods can be reached.
+    #[must_use]
+    pub fn network(&self) -> &'static Path {
+        Path::new("/run/netns/cadscope-k8s")
+    }
+
     /// Gives an image to the node.
     ///
     /// # Errors
@@ -84,6 +113,25 @@ pub fn image(out: &Path, name: &str, files: &[&str], without: &[&str]) -> Result
     let ended = run(&mut command, Duration::from_secs(300))?;
     ensure!(ended.code == 0, "{}", ended.stderr);
     Ok(())
+}
+
+/// Makes an image of the program under test, laid out as that of `cargo xtask image`.
+///
+/// # Errors
+/// It has not been built, or needs libraries, which are not in the image.
+pub fn agent_image(folder: &Path, name: &str) -> Result<PathBuf> {
+    let out = folder.join("cadscope.tar");
+    let program = crate::node::cadscope()?;
+    let mut headers = Command::new(crate::node::tool("readelf", "binutils")?);
+    let headers = run(headers.args(["--program-headers", "--wide"]).arg(&program), Duration::from_secs(60))?;
+    ensure!(
+        !headers.stdout.contains("INTERP"),
+        "{} is not static: `cargo xtask build --release` makes one that is",
+        program.display()
+    );
+    let program = format!("{}=/usr/bin/cadscope", program.display());
+    image(&out, name, &["--entrypoint", "/usr/bin/cadscope", &program], &[])?;
+    Ok(out)
 }
 
 /// Makes the image [`FREECAD`]: the newest FreeCAD's root file system, with the job scripts of this crate in `/jobs`.

@@ -24,6 +24,7 @@ pub mod independent;
 pub mod kubernetes;
 pub mod metrics;
 pub mod node;
+pub mod podman;
 pub mod privileges;
 pub mod prometheus;
 pub mod record;

@@ -34,31 +34,54 @@ pub fn promtool(arguments: &[&str], folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Starts one of the programs, which look for their files in /usr/share.
-fn start(program: &str, folder: &Path, arguments: &[String]) -> Result<Running> {
+/// Starts one of the programs, which look for their files in /usr/share; in another network, if one is given.
+fn start(program: &str, folder: &Path, arguments: &[String], network: Option<&Path>) -> Result<Running> {
     let root = programs()?;
     let log = std::fs::File::create(folder.join(format!("{program}.log")))?;
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "--propagation", "private", "sh", "-ec"]);
+    let mut command = Command::new("nsenter");
+    command.args(network.map(|network| format!("--net={}", network.display())));
+    command.args(["--", "unshare", "--mount", "--propagation", "private", "sh", "-ec"]);
     command.arg("mount -t overlay overlay -o \"lowerdir=$1/usr/share:/usr/share\" /usr/share; p=$1/usr/bin/$2; shift 2; exec \"$p\" \"$@\"");
     command.args(["sh".as_ref(), root.as_os_str(), program.as_ref()]).args(arguments);
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-    Ok(Running(command.spawn().context("unshare (util-linux) cannot be started")?))
+    Ok(Running(command.spawn().context("nsenter (util-linux) cannot be started")?))
 }
 
-fn until_ready(name: &str, port: u16, folder: &Path) -> Result<()> {
+fn until_ready(name: &str, at: &At, folder: &Path) -> Result<()> {
     run::until(&format!("{name} is ready"), Duration::from_secs(60), || {
-        request(port, "GET", "/-/ready", "").ok().filter(|(status, _)| *status == 200)
+        request(at, "GET", "/-/ready", "").ok().filter(|(status, _)| *status == 200)
     })
     .map(drop)
     .with_context(|| run::text(&folder.join(format!("{name}.log"))))
 }
 
-/// One request to a port of this machine: status and body.
-fn request(port: u16, method: &str, path: &str, form: &str) -> Result<(u16, Vec<u8>)> {
-    let limit = Duration::from_secs(30);
-    let mut stream = TcpStream::connect_timeout(&([127, 0, 0, 1], port).into(), limit)?;
-    stream.set_read_timeout(Some(limit))?;
+/// A port of 127.0.0.1: of this machine, or of a network namespace.
+#[derive(Clone, Debug)]
+struct At {
+    network: Option<PathBuf>,
+    port: u16,
+}
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+impl At {
+    /// A socket stays in the network in which it was made: a thread goes there to make it.
+    fn connect(&self) -> Result<TcpStream> {
+        let at = self.clone();
+        let made = std::thread::spawn(move || -> Result<TcpStream> {
+            if let Some(network) = &at.network {
+                nix::sched::setns(std::fs::File::open(network)?, nix::sched::CloneFlags::CLONE_NEWNET)?;
+            }
+            Ok(TcpStream::connect_timeout(&([127, 0, 0, 1], at.port).into(), LIMIT)?)
+        });
+        made.join().map_err(|_| anyhow::anyhow!("a thread panicked"))?
+    }
+}
+
+/// One request: status and body.
+fn request(at: &At, method: &str, path: &str, form: &str) -> Result<(u16, Vec<u8>)> {
+    let mut stream = at.connect()?;
+    stream.set_read_timeout(Some(LIMIT))?;
     write!(
         stream,
         "{method} {path} HTTP/1.0\r\nHost: localhost\r\nContent-Type: application/x-www-form-urlencoded\r\n\
@@ -94,7 +117,7 @@ pub struct Series {
 #[derive(Debug)]
 pub struct Prometheus {
     _server: Running,
-    port: u16,
+    at: At,
     folder: tempfile::TempDir,
 }
 
@@ -105,23 +128,31 @@ impl Prometheus {
     /// # Errors
     /// It does not start.
     pub fn start(agents: &[u16], rules: Option<&str>, alertmanager: Option<&Alertmanager>) -> Result<Self> {
-        let folder = crate::node::scratch()?;
-        let port = free_port()?;
         let targets: Vec<_> = agents.iter().map(|port| format!("\"127.0.0.1:{port}\"")).collect();
         let mut config = format!(
-            "global: {{scrape_interval: 1s, evaluation_interval: 1s}}\nscrape_configs:\n  - job_name: cadscope\n    \
-             honor_labels: true\n    static_configs: [{{targets: [{}]}}]\n",
+            "scrape_configs:\n  - job_name: cadscope\n    honor_labels: true\n    static_configs: [{{targets: [{}]}}]\n",
             targets.join(", ")
         );
-        if let Some(rules) = rules {
-            std::fs::write(folder.path().join("rules.yml"), rules)?;
-            config += "rule_files: [rules.yml]\n";
-        }
         if let Some(manager) = alertmanager {
             config += &format!(
                 "alerting: {{alertmanagers: [{{static_configs: [{{targets: [\"127.0.0.1:{}\"]}}]}}]}}\n",
-                manager.port
+                manager.at.port
             );
+        }
+        Self::start_with(&config, rules, None)
+    }
+
+    /// Starts one with what this configuration says beside its intervals of a second, in this network namespace.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn start_with(config: &str, rules: Option<&str>, network: Option<&Path>) -> Result<Self> {
+        let folder = crate::node::scratch()?;
+        let at = At { network: network.map(Path::to_owned), port: free_port()? };
+        let mut config = format!("global: {{scrape_interval: 1s, evaluation_interval: 1s}}\n{config}");
+        if let Some(rules) = rules {
+            std::fs::write(folder.path().join("rules.yml"), rules)?;
+            config += "rule_files: [rules.yml]\n";
         }
         let file = folder.path().join("prometheus.yml");
         std::fs::write(&file, config)?;
@@ -131,18 +162,19 @@ impl Prometheus {
             &[
                 format!("--config.file={}", file.display()),
                 format!("--storage.tsdb.path={}", folder.path().join("data").display()),
-                format!("--web.listen-address=127.0.0.1:{port}"),
+                format!("--web.listen-address=127.0.0.1:{}", at.port),
                 "--enable-feature=exemplar-storage".to_owned(),
             ],
+            network,
         )?;
-        until_ready("prometheus", port, folder.path())?;
-        Ok(Self { _server: server, port, folder })
+        until_ready("prometheus", &at, folder.path())?;
+        Ok(Self { _server: server, at, folder })
     }
 
     /// Where it listens.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        format!("http://127.0.0.1:{}", self.at.port)
     }
 
     /// What it has said.
@@ -170,7 +202,7 @@ impl Prometheus {
     }
 
     fn ask(&self, path: &str, form: &str) -> Result<Vec<Series>> {
-        let (_, body) = request(self.port, "POST", path, form)?;
+        let (_, body) = request(&self.at, "POST", path, form)?;
         let answer: Value = serde_json::from_slice(&body)?;
         ensure!(answer["status"] == "success", "{}", answer["error"]);
         let series = answer["data"]["result"].as_array().context("no result")?;
@@ -192,7 +224,7 @@ impl Prometheus {
     /// # Errors
     /// It does not answer.
     pub fn alerts(&self) -> Result<Vec<String>> {
-        let (_, body) = request(self.port, "GET", "/api/v1/alerts", "")?;
+        let (_, body) = request(&self.at, "GET", "/api/v1/alerts", "")?;
         let answer: Value = serde_json::from_slice(&body)?;
         let alerts = answer["data"]["alerts"].as_array().context("no alerts")?;
         Ok(alerts.iter().map(|alert| format!("{} {}", alert["labels"], alert["state"])).collect())
@@ -203,7 +235,7 @@ impl Prometheus {
 #[derive(Debug)]
 pub struct Alertmanager {
     _server: Running,
-    port: u16,
+    at: At,
     _folder: tempfile::TempDir,
     posts: Receiver<Value>,
 }
@@ -215,7 +247,7 @@ impl Alertmanager {
     /// It does not start.
     pub fn start() -> Result<Self> {
         let folder = crate::node::scratch()?;
-        let port = free_port()?;
+        let at = At { network: None, port: free_port()? };
         let hook = TcpListener::bind("127.0.0.1:0")?;
         let config = format!(
             "route: {{receiver: hook, group_by: ['...'], group_wait: 0s, group_interval: 1s, repeat_interval: 1h}}\n\
@@ -239,12 +271,13 @@ impl Alertmanager {
             &[
                 format!("--config.file={}", file.display()),
                 format!("--storage.path={}", folder.path().join("data").display()),
-                format!("--web.listen-address=127.0.0.1:{port}"),
+                format!("--web.listen-address=127.0.0.1:{}", at.port),
                 "--cluster.listen-address=".to_owned(),
             ],
+            None,
         )?;
-        until_ready("prometheus-alertmanager", port, folder.path())?;
-        Ok(Self { _server: server, port, _folder: folder, posts })
+        until_ready("prometheus-alertmanager", &at, folder.path())?;
+        Ok(Self { _server: server, at, _folder: folder, posts })
     }
 
     /// The next alerts that it posts, if any within this time.

@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use cadscope_tests::chart::{
-    APPARMOR_FIELD, KUBERNETES, chart, deploy, helm, kustomize, objects, render, validate, value_sets,
+    APPARMOR_FIELD, KUBERNETES, chart, deploy, helm, kustomize, objects, render, validate, validate_operator,
+    value_sets,
 };
 use cadscope_tests::node::{cadscope, scratch};
 use cadscope_tests::run::run;
@@ -37,6 +38,46 @@ fn every_set_of_values_makes_valid_objects_for_every_kubernetes() -> Result<()> 
             }
         }
         validate(kubernetes, &files).with_context(|| format!("as rendered for {rendered_for}"))?;
+    }
+    Ok(())
+}
+
+/// Every object of the Prometheus operator that is shipped: the chart's, the component's, the rules'.
+fn objects_of_the_operator() -> Result<Vec<Value>> {
+    let mut all = Vec::new();
+    for set in value_sets()? {
+        all.extend(objects(&render(KUBERNETES[12], &arguments(set.as_ref()))?)?);
+    }
+    for file in
+        ["kustomize/components/pod-monitor/pod-monitor.yaml", "../alerts/cadscope.prometheusrule.yaml"]
+    {
+        all.extend(objects(&fs::read_to_string(deploy().join(file))?)?);
+    }
+    all.retain(|object| object["apiVersion"] == "monitoring.coreos.com/v1");
+    Ok(all)
+}
+
+#[test]
+fn monitors_and_rules_are_what_the_prometheus_operator_takes() -> Result<()> {
+    let all = objects_of_the_operator()?;
+    for (kind, count) in [("PodMonitor", 2), ("ServiceMonitor", 1), ("PrometheusRule", 2)] {
+        let found = all.iter().filter(|object| object["kind"] == kind).count();
+        ensure!(found == count, "{found} of kind {kind}");
+    }
+    validate_operator(&all)
+}
+
+#[test]
+fn a_key_or_value_that_the_operator_does_not_know_is_found() -> Result<()> {
+    let text = serde_json::to_string(&objects_of_the_operator()?)?;
+    for (right, wrong, said) in [
+        ("\"honorLabels\":", "\"honourLabels\":", "honourLabels"),
+        ("\"interval\":\"15s\"", "\"interval\":\"15 s\"", "must match pattern"),
+        ("\"expr\":", "\"expression\":", "expression"),
+    ] {
+        let all: Vec<Value> = serde_json::from_str(&text.replacen(right, wrong, 1))?;
+        let found = validate_operator(&all).err().with_context(|| format!("{wrong} is not found"))?;
+        ensure!(found.to_string().contains(said), "{wrong}: {found}");
     }
     Ok(())
 }

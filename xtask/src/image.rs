@@ -24,10 +24,11 @@ pub(crate) enum Machine {
 }
 
 const BASE: &str = "localhost/debian:bookworm";
+const TOOLS: &str = "localhost/cadscope-tools:bookworm";
 const NAME: &str = "localhost/cadscope";
 
 /// Builds the image and saves it as target/image/cadscope-MACHINE.tar.
-pub(crate) fn image(machine: Machine) -> Result<()> {
+pub(crate) fn image(machine: Machine) -> Result<PathBuf> {
     setup::install(Purpose::Package)?;
     let begin = Instant::now();
     if first_line(buildah()?.args(["inspect", "--type", "image", BASE])).is_none() {
@@ -41,20 +42,29 @@ pub(crate) fn image(machine: Machine) -> Result<()> {
     let revision = first_line(Command::new("git").args(["rev-parse", "HEAD"]).current_dir(&root));
     let name = format!("{NAME}:{}", env!("CARGO_PKG_VERSION"));
     headline(&format!("image {name} for {machine}"));
-    let mut build = buildah()?;
-    build.current_dir(&root).args(["bud", "--isolation=chroot", "--network=host", "--layers"]);
-    // What this machine has fetched and trusts already; neither gets into the image.
-    build.arg(format!("--volume={}:/root/.cargo/registry", cargo_home()?.join("registry").display()));
-    build.arg("--volume=/etc/ssl/certs:/etc/ssl/certs:ro");
-    build.arg(format!("--build-arg=BASE={BASE}"));
-    build.arg(format!("--build-arg=TARGETARCH={machine}"));
-    build.arg(format!("--build-arg=VERSION={}", env!("CARGO_PKG_VERSION")));
-    build.arg(format!("--build-arg=REVISION={}", revision.as_deref().unwrap_or("unknown")));
-    build.args(["--ignorefile=deploy/image/Containerfile.dockerignore", "--file=deploy/image/Containerfile"]);
-    run(build.args(["--arch", machine, "--tag", &name, "."]))?;
+    let build = || -> Result<Command> {
+        let mut build = buildah()?;
+        build.current_dir(&root).args(["bud", "--isolation=chroot", "--network=host", "--layers"]);
+        // What this machine has fetched and trusts already; neither gets into the image.
+        build.arg(format!("--volume={}:/root/.cargo/registry", cargo_home()?.join("registry").display()));
+        build.arg("--volume=/etc/ssl/certs:/etc/ssl/certs:ro");
+        build.arg(format!("--build-arg=BASE={BASE}"));
+        build.arg(format!("--build-arg=TARGETARCH={machine}"));
+        build.arg(format!("--build-arg=VERSION={}", env!("CARGO_PKG_VERSION")));
+        build.arg(format!("--build-arg=REVISION={}", revision.as_deref().unwrap_or("unknown")));
+        build.args([
+            "--ignorefile=deploy/image/Containerfile.dockerignore",
+            "--file=deploy/image/Containerfile",
+        ]);
+        Ok(build)
+    };
+    // The compilers have a name, so that they stay when the layers of this checkout go.
+    run(build()?.args(["--target", "tools", "--tag", TOOLS, "."]))?;
+    run(build()?.args(["--arch", machine, "--tag", &name, "."]))?;
     let archive = archive(machine)?;
     let _ = std::fs::remove_file(&archive);
     run(buildah()?.args(["push", &name]).arg(format!("oci-archive:{}:{name}", archive.display())))?;
+    run(buildah()?.args(["rmi", "--prune"]))?;
     let bytes = std::fs::metadata(&archive)?.len();
     println!(
         "{} ({}.{} MB) in {}",
@@ -63,7 +73,7 @@ pub(crate) fn image(machine: Machine) -> Result<()> {
         bytes / 100_000 % 10,
         minutes(begin.elapsed())
     );
-    Ok(())
+    Ok(archive)
 }
 
 /// Where the image of a machine is saved.

@@ -200,7 +200,7 @@ fn main() -> ExitCode {
         Task::Build { release } => build::build(build::Profile::named(release)).map(drop),
         Task::Builds { names } => builds::make(&names),
         Task::Docs => docs::write(),
-        Task::Image { machine } => image::image(machine),
+        Task::Image { machine } => image::image(machine).map(drop),
         Task::Package => package::package().map(drop),
         Task::Dashboards => dashboards::write().and_then(|()| alerts::write()),
         Task::Demo { script } => demo::demo(script),

@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::build::{Profile, build};
 use crate::builds;
+use crate::image;
 use crate::imports;
 use crate::package;
 use crate::places::repository;
@@ -77,6 +78,7 @@ fn all(stages: &mut Stages, rules: Rules) -> Result<()> {
         cargo.env("CADSCOPE_BIN", binary.context("not built")?).env("CADSCOPE_BUILDS", builds::folder()?);
         if rules.full {
             cargo.env("CADSCOPE_FULL", "1").env("CADSCOPE_DEB", package::package()?);
+            cargo.env("CADSCOPE_IMAGE", image::image(image::Machine::Amd64)?);
         }
         run_watched(&mut cargo, |line| counts.add(line))
     })

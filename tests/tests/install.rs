@@ -1,0 +1,300 @@
+//! Promise: a newcomer with a cluster types what docs/install-kubernetes.md says, and within a minute the dashboards have
+//! data of the FreeCAD that runs there already; what is upgraded goes on, what is removed leaves nothing.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use cadscope_tests::chart::{deploy, kustomize, tool};
+use cadscope_tests::dashboard;
+use cadscope_tests::document::{Block, blocks};
+use cadscope_tests::kubernetes::{Cluster, FREECAD, agent_image, freecad_image};
+use cadscope_tests::node::{require_root, scratch};
+use cadscope_tests::prometheus::Prometheus;
+use cadscope_tests::residue::{altered_text, bpf_ids, named_uprobes};
+use cadscope_tests::run::{run, until};
+use serde_json::json;
+
+const LIMIT: Duration = Duration::from_secs(120);
+/// What the chart's values name with the page's registry, in the version of the chart.
+const IMAGE: &str = concat!("localhost/cadscope:", env!("CARGO_PKG_VERSION"));
+
+/// What the first look at each dashboard falls on.
+const PANELS: [(&str, &[&str]); 4] = [
+    (
+        "fleet",
+        &[
+            "Workers",
+            "1. Model generation success rate",
+            "2. P95 latencies",
+            "5. Document operations",
+            "6. OCCT operations",
+            "7. OCCT memory usage",
+            "14. Export duration",
+            "16. Worker resources",
+        ],
+    ),
+    ("worker", &["Workers", "Booleans", "Resident memory", "Cores used", "Exits"]),
+    ("versions", &["Count on $base", "Count on $candidate", "p95 over time", "Booleans"]),
+    ("agent", &["Agents", "Probes attached", "CPU", "Resident memory", "Records received", "Series"]),
+];
+
+/// Jobs of another team, which run before cadscope comes and after it has gone: one without an end, others one by one.
+fn jobs() -> String {
+    let script = "mkdir -p /tmp/jobs; cd /tmp/jobs; freecadcmd /jobs/endless.py & \
+        while true; do for job in booleans documents exports; do freecadcmd /jobs/families/$job.py; done; done";
+    let container = json!({
+        "name": "worker", "image": FREECAD, "imagePullPolicy": "Never", "command": ["sh", "-c", script],
+        "env": [
+            { "name": "FLOW_TYPE", "value": "gear" },
+            { "name": "HOME", "value": "/tmp/jobs" },
+            { "name": "JOB_FOLDER", "value": "/tmp/jobs" },
+            { "name": "JOB_SECONDS", "value": "3600" },
+            { "name": "QT_QPA_PLATFORM", "value": "offscreen" },
+        ],
+    });
+    json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "gear", "namespace": "cad" },
+        "spec": { "terminationGracePeriodSeconds": 1, "containers": [container] },
+    })
+    .to_string()
+}
+
+/// The page's commands, with `helm` and `kubectl` that reach the node.
+struct Page {
+    blocks: Vec<Block>,
+    folder: tempfile::TempDir,
+}
+
+impl Page {
+    fn read(cluster: &Cluster) -> Result<Self> {
+        let page = fs::read_to_string(deploy().join("../docs/install-kubernetes.md"))?;
+        let folder = scratch()?;
+        for name in ["helm", "kubectl"] {
+            let file = folder.path().join(name);
+            fs::write(&file, cluster.client(&tool(name)?)?)?;
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o755))?;
+        }
+        Ok(Self { blocks: blocks(&page)?, folder })
+    }
+
+    /// Runs the block with this command.
+    fn run(&self, command: &str) -> Result<()> {
+        let block = self.blocks.iter().find(|block| block.is("sh") && block.text.contains(command));
+        let block = block.with_context(|| format!("no `{command}` on the page"))?;
+        let script = block.text.replace("registry.example", "localhost");
+        let path = format!("{}:{}", self.folder.path().display(), std::env::var("PATH")?);
+        let mut shell = Command::new("bash");
+        shell.args(["-ec", &script]).env("PATH", path).current_dir(deploy().join(".."));
+        let ended = run(&mut shell, LIMIT)?;
+        ensure!(ended.code == 0, "{script}\n{}\n{}", ended.stdout, ended.stderr);
+        Ok(())
+    }
+
+    /// Prometheus as the page configures it, where it would run in the cluster.
+    fn prometheus(&self, cluster: &Cluster) -> Result<Prometheus> {
+        let config =
+            self.blocks.iter().find(|block| block.file() == Some("scrape.yml")).context("no scrape.yml")?;
+        // Inside a pod it finds the API by its service account.
+        let outside = format!("{{role: pod, kubeconfig_file: {}}}", cluster.config()?.display());
+        let config = config.text.replace("{role: pod}", &outside);
+        Prometheus::start_with(&config, None, Some(cluster.network()))
+    }
+}
+
+/// Panels whose first query with data is still to come.
+fn missing(prometheus: &Prometheus, seconds: u64) -> Result<Vec<String>> {
+    let mut missing = Vec::new();
+    for (path, dashboard) in dashboard::all()? {
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let (_, panels) =
+            PANELS.iter().find(|(of, _)| *of == name).with_context(|| format!("{name} is new"))?;
+        let queries = dashboard::queries(&dashboard);
+        for panel in *panels {
+            let mut of_panel = queries.iter().filter(|query| query.panel == *panel).peekable();
+            ensure!(of_panel.peek().is_some(), "no panel {panel} in {name}");
+            let has_data = of_panel.any(|query| {
+                let versions = [("base", "7.9.2"), ("candidate", "7.9.2")];
+                let text = dashboard::filled(&query.expression, &format!("{seconds}s"), &versions);
+                let answer =
+                    if query.instant { prometheus.instant(&text) } else { prometheus.range(&text, seconds) };
+                let values = answer.unwrap_or_default().into_iter().flat_map(|series| series.values);
+                values.into_iter().any(|value| value.is_finite() && value != 0.0)
+            });
+            if !has_data {
+                missing.push(format!("{name}: {panel}"));
+            }
+        }
+    }
+    Ok(missing)
+}
+
+/// The worker that never ends, as this machine numbers it.
+fn endless() -> Option<u32> {
+    fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
+        let line = fs::read(entry.path().join("cmdline")).ok()?;
+        let line = String::from_utf8_lossy(&line);
+        let is_worker = line.starts_with("freecadcmd\0") && line.contains("/jobs/endless.py");
+        is_worker.then(|| entry.file_name().to_str()?.parse().ok())?
+    })
+}
+
+/// Programs, maps and links of BPF that no process holds, by kind.
+fn left() -> Result<Vec<BTreeSet<u64>>> {
+    ["prog", "map", "link"].iter().map(|kind| bpf_ids(kind)).collect()
+}
+
+/// The pod's cgroups, but those of the second hierarchy of a hybrid machine, where kubelet 1.20 leaves an empty folder of
+/// every pod.
+fn cgroups_of(uid: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![PathBuf::from("/sys/fs/cgroup")];
+    while let Some(folder) = folders.pop() {
+        if folder.ends_with("unified") {
+            continue;
+        }
+        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                if entry.file_name().to_string_lossy().contains(uid) {
+                    found.push(entry.path());
+                }
+                folders.push(entry.path());
+            }
+        }
+    }
+    found
+}
+
+/// The uid of the agent's pod.
+fn agent_pod(cluster: &Cluster) -> Result<String> {
+    let of = "-l=app.kubernetes.io/name=cadscope";
+    cluster.kubectl(&["-n", "cadscope", "get", "pods", of, "-o", "jsonpath={.items[*].metadata.uid}"])
+}
+
+fn describe(cluster: &Cluster) -> String {
+    let say = |arguments: &[&str]| cluster.kubectl(arguments).unwrap_or_else(|error| format!("{error:#}"));
+    let pods = say(&["-n", "cadscope", "describe", "pods"]);
+    format!("{pods}\n{}", say(&["-n", "cadscope", "logs", "--tail=50", "daemonset/cadscope"]))
+}
+
+/// What is in the cluster of the release, whatever its kind.
+fn objects(cluster: &Cluster) -> Result<String> {
+    let kinds = "all,serviceaccounts,configmaps,secrets,networkpolicies,roles,rolebindings,clusterroles,clusterrolebindings";
+    let of = ["--all-namespaces", "--ignore-not-found", "-o=name"];
+    let labelled = ["get", kinds, "-l=app.kubernetes.io/instance=cadscope"];
+    cluster.kubectl(&labelled.into_iter().chain(of).collect::<Vec<_>>())
+}
+
+#[test]
+#[ignore = "a Kubernetes node, and an image with FreeCAD: minutes"]
+fn what_the_page_says_installs_upgrades_and_removes_cadscope_on_a_real_node() -> Result<()> {
+    let folder = scratch()?;
+    let (freecad, agent) = (freecad_image(folder.path())?, agent_image(folder.path(), IMAGE)?);
+    let _node = require_root()?;
+    let cluster = Cluster::up()?;
+    for image in [freecad, agent] {
+        cluster.load(&image)?;
+        fs::remove_file(&image)?;
+    }
+    cluster.kubectl(&["create", "namespace", "cad"])?;
+    cluster.apply(&jobs())?;
+    let worker = until("FreeCAD in the pod", LIMIT, endless)?;
+    let before = (left()?, named_uprobes());
+    let clean = altered_text(worker)?;
+    ensure!(clean.is_empty(), "someone else has probes in this worker: {clean:?}");
+    let page = Page::read(&cluster)?;
+    let prometheus = page.prometheus(&cluster)?;
+
+    let begin = Instant::now();
+    page.run("helm install").with_context(|| describe(&cluster))?;
+    let ready = begin.elapsed();
+    let seconds = || begin.elapsed().as_secs() + 5;
+    until("every main panel has data", LIMIT, || {
+        missing(&prometheus, seconds()).ok()?.is_empty().then_some(())
+    })
+    .with_context(|| format!("{:?}\n{}", missing(&prometheus, seconds()), describe(&cluster)))?;
+    eprintln!("ready after {ready:.1?}, data in all panels after {:.1?}", begin.elapsed());
+    observes(&cluster, &prometheus, worker)?;
+
+    let old = agent_pod(&cluster)?;
+    page.run("helm upgrade").with_context(|| describe(&cluster))?;
+    cluster.kubectl(&["-n", "cadscope", "rollout", "status", "daemonset/cadscope", "--timeout=100s"])?;
+    // Its series go on under the name of the node, from zero.
+    let resets = "resets(process_cpu_seconds_total{job=\"cadscope\"}[5m])";
+    until("the new agent is scraped", LIMIT, || {
+        prometheus.instant(resets).ok()?.pop()?.values.pop().filter(|resets| *resets > 0.0)
+    })?;
+    let new = agent_pod(&cluster)?;
+    ensure!(new != old, "the agent is the same: {old}");
+    observes(&cluster, &prometheus, worker)?;
+
+    page.run("helm uninstall")?;
+    gone(&cluster, worker, &new, &before)?;
+    plain(&cluster, &prometheus, worker, folder.path())?;
+    gone(&cluster, worker, &new, &before)
+}
+
+/// The new agent sees the worker in the other pod, under its names, and has probes in it.
+fn observes(cluster: &Cluster, prometheus: &Prometheus, worker: u32) -> Result<()> {
+    let query = "sum by (namespace, pod, container, instance) (freecad_worker_resident_memory_bytes{freecad_version=\"1.1.3\"})";
+    let rate = "sum(rate(occt_boolean_duration_seconds_count{operation=\"cut\"}[5s]))";
+    let series = until("cuts of the pod", LIMIT, || {
+        let rises = prometheus.instant(rate).ok()?.pop()?.values.pop()? > 0.0;
+        prometheus.instant(query).ok()?.pop().filter(|_| rises)
+    })
+    .with_context(|| describe(cluster))?;
+    for (label, value) in
+        [("namespace", "cad"), ("pod", "gear"), ("container", "worker"), ("instance", "node1")]
+    {
+        ensure!(series.labels.get(label).is_some_and(|found| found == value), "{label}: {series:?}");
+    }
+    ensure!(!altered_text(worker)?.is_empty(), "no probe in the worker");
+    Ok(())
+}
+
+/// Nothing is left of it, in the cluster, the kernel and the worker, which goes on.
+fn gone(cluster: &Cluster, worker: u32, uid: &str, before: &(Vec<BTreeSet<u64>>, Vec<String>)) -> Result<()> {
+    until("the agent's pod is gone", LIMIT, || cgroups_of(uid).is_empty().then_some(()))?;
+    let found = objects(cluster)?;
+    ensure!(found.is_empty(), "left in the cluster: {found}");
+    let of_kernel = || -> Result<bool> {
+        let left = left()?.iter().zip(&before.0).all(|(now, then)| now.is_subset(then));
+        Ok(left && altered_text(worker)?.is_empty() && named_uprobes() == before.1)
+    };
+    until("no program, map, link or probe is left", Duration::from_secs(30), || {
+        of_kernel().ok()?.then_some(())
+    })
+    .with_context(|| format!("{:?}: {:?}", left(), altered_text(worker)))?;
+    ensure!(endless() == Some(worker), "the worker did not live through it");
+    Ok(())
+}
+
+/// The same by the plain manifests.
+fn plain(cluster: &Cluster, prometheus: &Prometheus, worker: u32, folder: &Path) -> Result<()> {
+    let kustomization = folder.join("plain");
+    fs::create_dir(&kustomization)?;
+    let up = "../".repeat(kustomization.components().count() - 1);
+    let of = |part: &str| -> Result<String> {
+        let path = deploy().join("kustomize").join(part).canonicalize()?;
+        Ok(format!("{up}{}", path.display().to_string().trim_start_matches('/')))
+    };
+    let text = json!({
+        "resources": [of("base")?], "components": [of("components/kubernetes-before-1.30")?],
+        "images": [{ "name": "cadscope", "newName": "localhost/cadscope" }],
+    });
+    fs::write(kustomization.join("kustomization.yaml"), text.to_string())?;
+    let manifests = kustomize(&kustomization)?;
+    cluster.apply(&manifests)?;
+    let file = folder.join("plain.yaml");
+    fs::write(&file, &manifests)?;
+    cluster
+        .kubectl(&["-n", "cadscope", "rollout", "status", "daemonset/cadscope", "--timeout=100s"])
+        .with_context(|| describe(cluster))?;
+    observes(cluster, prometheus, worker)?;
+    cluster.kubectl(&["delete", "--wait=true", "-f", file.to_str().context("path")?])?;
+    Ok(())
+}
