@@ -201,7 +201,8 @@ impl Build {
             command
         };
         command.env("QT_QPA_PLATFORM", "offscreen").env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
-        command.current_dir(folder);
+        // A folder of this machine, not of the root file system.
+        command.env_remove("TMPDIR").current_dir(folder);
         Ok(command)
     }
 }

@@ -89,6 +89,9 @@ for n in 1, 2:
 expect(CREATED, 2, **{"class": "Part::Box", "workbench": "Part"})
 class Attached:
     def attach(self, o):
+        o.touch()
+
+    def execute(self, o):
         pass
 
 
@@ -99,6 +102,7 @@ expect(CREATED, **{"class": "App::FeaturePython", "workbench": "App"})
 small.recompute()
 expect(RECOMPUTED, workbench="App", doc_complexity=count_range(4))
 expect(OBJECT, 2, **{"class": "Part::Box", "workbench": "Part", "status": "ok"})
+expect(OBJECT, **{"class": "Part::FeaturePython", "workbench": "Part", "status": "ok"})
 try:
     small.saveAs(file + "/small.FCStd")  # below a file
 except Exception:
