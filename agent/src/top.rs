@@ -15,7 +15,8 @@ use ratatui::{DefaultTerminal, Frame};
 use crate::config::TopConfig;
 use crate::live::Snapshot;
 use crate::observe::ObserverOptions;
-use crate::preflight::Node;
+use crate::preflight::{self, Node};
+use crate::privileges;
 
 use self::draw::Look;
 use self::source::{News, Stop};
@@ -49,8 +50,14 @@ pub fn run(config: &TopConfig, node: &Node, options: ObserverOptions) -> anyhow:
     if !std::io::stdout().is_terminal() || !std::io::stdin().is_terminal() {
         bail!("`cadscope top` draws on a terminal; for programs the same data is at the agent's /live");
     }
+    let agent = source::choose(&config.source);
+    if agent.is_none() {
+        preflight::require(node, true)?;
+        // Before the first thread starts: each has rights of its own.
+        privileges::give_up(!options.allow_multi || !preflight::has_uprobe_multi(node))?;
+    }
     let stop = Stop::on_signals()?;
-    let (place, news) = source::start(config, node, options, &stop)?;
+    let (place, news) = source::start(agent, options, &stop)?;
     let terminal = ratatui::try_init().context("cannot draw on this terminal")?;
     let screen = Screen {
         state: State::default(),

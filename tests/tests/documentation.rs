@@ -82,6 +82,15 @@ fn every_link_leads_somewhere() -> Result<()> {
 }
 
 #[test]
+fn every_page_is_in_the_table_of_contents() -> Result<()> {
+    let listed = listed()?;
+    for page in pages()?.iter().filter(|page| page.starts_with("docs") && !page.ends_with("SUMMARY.md")) {
+        ensure!(listed.contains(page), "{} is not in docs/SUMMARY.md", page.display());
+    }
+    Ok(())
+}
+
+#[test]
 fn every_command_says_whether_it_is_run() -> Result<()> {
     for page in
         listed()?.into_iter().filter(|page| !TESTED_ELSEWHERE.iter().any(|other| page == Path::new(other)))

@@ -113,6 +113,14 @@ fn top_observes_by_itself_and_leaves_the_terminal_as_it_was() -> Result<()> {
     let terminal = terminal("--alone", "")?;
     let screen = terminal.wait_for("the job", shows_the_job)?;
     ensure!(screen.contains("own observation"), "{screen}");
+    // It has no more rights than an agent, whoever started it.
+    let kept = format!("CapEff:\t{:016x}\n", 1_u64 << 2 | 1 << 19 | 1 << 38 | 1 << 39 | 1 << 40);
+    for pid in terminal.children()? {
+        for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+            let status = std::fs::read_to_string(thread?.path().join("status"))?;
+            ensure!(status.contains(&kept) && status.contains("Seccomp:\t2\n"), "{status}");
+        }
+    }
     for pid in terminal.children()? {
         kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGTERM)?;
     }

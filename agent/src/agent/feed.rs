@@ -162,6 +162,7 @@ impl<'a> Feed<'a> {
             namespace: container.namespace.clone(),
             pod: container.pod.clone(),
             container: container.name.clone(),
+            container_id: container.id.clone(),
         };
         warn!(
             pid = kill.pid,
@@ -173,6 +174,7 @@ impl<'a> Feed<'a> {
             namespace = kill.namespace,
             pod = kill.pod,
             container = kill.container,
+            container_id = kill.container_id,
             "worker killed: out of memory"
         );
         if self.oom_kills.len() >= MAX_OOM_KILLS {

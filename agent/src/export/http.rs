@@ -184,6 +184,9 @@ pub struct OomStatus {
     /// Its container's name.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub container: String,
+    /// Its container's id.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub container_id: String,
 }
 
 /// A library or program file.

@@ -46,7 +46,7 @@ fn row(command: &Command, key: &str) -> String {
     let all = command.get_arguments().map(|arg| (None, arg));
     let found = all.chain(own).find(|(_, arg)| arg.get_long() == Some(&flag));
     let Some((sub, arg)) = found else {
-        return format!("| `[[{key}]]` | | | none | a table; see below |");
+        return format!("| `[[{key}]]` | | | none | a table; see above |");
     };
     let (help, default) = told(arg);
     let of = sub.map(|sub| format!(" (`{}`)", sub.get_name())).unwrap_or_default();

@@ -12,11 +12,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use nix::sys::signal::{SigSet, Signal};
 
-use crate::config::{AgentUrl, TopConfig, TopSource};
+use crate::config::{AgentUrl, TopSource};
 use crate::discover;
 use crate::live::{Recent, Snapshot};
 use crate::observe::{Observer, ObserverOptions, now_ns};
-use crate::preflight::{self, Node};
 
 /// How long an agent is given to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -76,27 +75,29 @@ impl Stop {
     }
 }
 
+/// The agent to ask; `None` for an observation of its own, because the user wants it or no agent answers.
+pub(super) fn choose(source: &TopSource) -> Option<AgentUrl> {
+    match source {
+        TopSource::Agent(url) => Some(url.clone()),
+        TopSource::Own => None,
+        TopSource::Any(listen) => Some(AgentUrl::of(*listen)).filter(|url| connect(url, GUESS).is_ok()),
+    }
+}
+
 /// Starts the source; gives its name and what it says.
 pub(super) fn start(
-    config: &TopConfig,
-    node: &Node,
+    agent: Option<AgentUrl>,
     options: ObserverOptions,
     stop: &Stop,
 ) -> anyhow::Result<(String, Receiver<News>)> {
     let (sender, news) = sync_channel(1);
     let stop = stop.clone();
-    let url = match &config.source {
-        TopSource::Agent(url) => Some(url.clone()),
-        TopSource::Own => None,
-        TopSource::Any(listen) => Some(AgentUrl::of(*listen)).filter(|url| connect(url, GUESS).is_ok()),
-    };
-    if let Some(url) = url {
+    if let Some(url) = agent {
         let stream = connect(&url, PATIENCE)?;
         let place = format!("agent {url}");
         std::thread::spawn(move || follow(&url, Some(stream), &sender, &stop));
         return Ok((place, news));
     }
-    preflight::require(node, true)?;
     let recent = Recent::new(options.sources.threshold);
     let observer = Observer::start(options)?;
     std::thread::Builder::new()
