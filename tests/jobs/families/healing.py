@@ -9,11 +9,11 @@ import Part
 
 F = "occt_feature_duration_seconds"
 V = App.Vector
-scope(F)
+for feature in "heal", "unify", "projection":
+    scope(F, feature=feature)
 for _ in range(3):
     Part.makeBox(10, 10, 10).fix(1e-3, 1e-3, 1e-3)
     expect(F, feature="heal", status="ok")
-    expect(F, feature="check", status="ok")
 for _ in range(2):
     Part.makeBox(10, 10, 10).removeSplitter()
     expect(F, feature="unify", status="ok")
