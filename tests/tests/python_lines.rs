@@ -34,10 +34,7 @@ fn slow_operations_name_the_line_that_called_them() -> Result<()> {
 
 fn lines_of(build: &Build) -> Result<()> {
     let folder = scratch()?;
-    let jobs = Path::new(env!("CARGO_MANIFEST_DIR")).join("jobs");
-    for file in ["lines.py", "drilled.py"] {
-        fs::copy(jobs.join(file), folder.path().join(file))?;
-    }
+    fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("jobs/lines.py"), folder.path().join("lines.py"))?;
     let prepared = build.command("lines.py", folder.path())?;
     let text = |text: &OsStr| text.to_string_lossy().into_owned();
     let command: Vec<String> =
