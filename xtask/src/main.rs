@@ -80,7 +80,8 @@ enum Task {
     },
     /// Write what is made from something else
     ///
-    /// docs/metrics.md from the registry, docs/support-matrix.md from the real builds, deploy/kustomize from the chart.
+    /// docs/metrics.md from the registry, docs/support-matrix.md and docs/probe-sites.md from the real builds,
+    /// deploy/kustomize from the chart.
     Docs,
     /// Build the container image with buildah: target/image/cadscope-amd64.tar
     ///
