@@ -20,16 +20,20 @@ use crate::discover::{FileId, Mapping, OpenError, identity, mappings_of, open_ma
 use crate::identify;
 use crate::kernel::mapped_file::MappedFile;
 use crate::kernel::{AttachError, Kernel, KernelError, Link, SiteProgram};
-use crate::plan::{Plan, PlannedProbe, TlsEdge, TlsSite, Versions, plan, tls};
+use crate::plan::{Plan, PlannedProbe, TlsEdge, TlsSite, Versions, survey, tls};
 use crate::resolve::{ElfFile, FileOffset, Site, Unreadable};
 
 use self::changes::{Changes, Stamp};
+use self::closing::Closing;
 
 mod changes;
+mod closing;
 mod limit;
 
 /// Files that are remembered as uninteresting; the memory starts anew beyond.
 const MAX_PLAIN: usize = 100_000;
+/// How long is waited for former probes of a file to be gone.
+const CLOSED_WITHIN: Duration = Duration::from_millis(100);
 
 /// Why a file could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +47,9 @@ pub enum FileError {
     /// It was written to while it was looked at.
     #[error("was written to while it was looked at")]
     Changed,
+    /// It had probes before, which some process does not let go.
+    #[error("its former probes are still being taken away")]
+    Closing,
     /// It is not an ELF file that can be understood.
     #[error(transparent)]
     Elf(#[from] Unreadable),
@@ -180,6 +187,9 @@ pub struct Attacher {
     tail_calls: HashSet<u16>,
     /// None where the kernel refuses to tell of changes.
     changes: Option<Changes>,
+    closing: Closing,
+    /// Each hit may come twice, as links are being closed whose sites have others already.
+    relinking: bool,
     looks: u64,
 }
 
@@ -198,6 +208,8 @@ impl Attacher {
             slot_of: HashMap::new(),
             tail_calls: HashSet::new(),
             changes: Changes::new().ok(),
+            closing: Closing::default(),
+            relinking: false,
             looks: 0,
         }
     }
@@ -217,7 +229,8 @@ impl Attacher {
 
     /// Takes a file's probes away and forgets it.
     fn drop_file(&mut self, id: FileId) -> Option<TrackedFile> {
-        let tracked = self.files.remove(&id)?;
+        let mut tracked = self.files.remove(&id)?;
+        self.closing.close(id, std::mem::take(&mut tracked.links));
         if let Some(changes) = &mut self.changes {
             changes.forget(id);
         }
@@ -279,29 +292,31 @@ impl Attacher {
                 return Ok(known.seen());
             }
         }
+        if !self.closing.wait(id, CLOSED_WITHIN) {
+            return Err(FileError::Closing);
+        }
         let stamp = Stamp::of(&file).map_err(|error| FileError::Read(error.to_string()))?;
         let bytes = map(&file)?;
         self.looks += 1;
-        // A first look without versions is enough to know whether the file is of interest at all.
-        let first = match plan(&bytes, &self.catalog, &Versions::default()) {
-            Ok(first) => first,
+        let survey = match survey(&bytes, &self.catalog) {
+            Ok(survey) => survey,
             Err(error) => {
                 self.remember_plain(mapping.file);
                 return Err(error.into());
             }
         };
         let tls = if self.tls { tls(&bytes)? } else { Vec::new() };
-        if first.is_plain() && tls.is_empty() {
+        if survey.is_plain() && tls.is_empty() {
             self.remember_plain(mapping.file);
             return Ok(Seen::Plain);
         }
         let name = mapping.path.rsplit('/').next().unwrap_or_default();
-        let mut found = if first.probes.is_empty() { Versions::default() } else { versions() };
+        let mut found = if survey.has_functions() { versions() } else { Versions::default() };
         let own = identify::occt_version_from_file_name(name);
         if let Some(occt) = &own {
             found.occt.clone_from(occt);
         }
-        let planned = if first.probes.is_empty() { first } else { plan(&bytes, &self.catalog, &found)? };
+        let planned = survey.plan(&found);
         if bytes.was_cut() {
             return Err(FileError::Changed);
         }
@@ -388,7 +403,11 @@ impl Attacher {
 
     /// Takes away the probes of files that nobody has mapped for long enough. The files are closed, too, so that a
     /// deleted image frees its space; a file that comes back is looked at anew.
-    pub fn sweep(&mut self, now_ns: u64) {
+    pub fn sweep(&mut self, kernel: &mut Kernel, now_ns: u64) {
+        if self.relinking && self.closing.is_over() {
+            // A refusal comes again with the next look.
+            self.relinking = self.relink(kernel, false).is_err();
+        }
         let linger_ns = self.linger_ns;
         let over: Vec<FileId> = self
             .files

@@ -79,7 +79,12 @@ pub fn versions_from_config(addr: u64, read: impl FnMut(u64, &mut [u8]) -> bool)
 /// The FreeCAD version in the text of `/var/lib/dpkg/status`: `0.20.2+dfsg1-4` is `0.20.2`.
 #[must_use]
 pub fn freecad_version_from_dpkg_status(status: &str) -> Option<String> {
-    status.split("\n\n").find_map(|paragraph| {
+    // Only what names it is looked at closely: the database is large, and its reader has a worker waiting.
+    status.match_indices("freecad-python3").find_map(|(at, _)| {
+        let (before, after) = status.split_at_checked(at)?;
+        let start = before.rfind("\n\n").map_or(0, |gap| gap + 2);
+        let end = after.find("\n\n").map_or(status.len(), |gap| at + gap);
+        let paragraph = status.get(start..end)?;
         let field = |name: &str| {
             paragraph.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
         };

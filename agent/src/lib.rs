@@ -27,6 +27,7 @@ pub mod counted;
 pub mod python;
 pub mod operation;
 pub mod discover;
+pub mod installed;
 pub mod kernel;
 pub mod attach;
 pub mod sources;

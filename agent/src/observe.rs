@@ -22,8 +22,10 @@ use crate::ending::{End, How};
 use crate::flow_type;
 use crate::identify;
 use crate::in_flight::{self, InFlight, OpenCall, OpenOperation};
+use crate::installed::Installed;
 use crate::job::{Job, Variables};
 use crate::kernel::mapped_file::map_as_program;
+use crate::kernel::records::MOST_RECORDS;
 use crate::kernel::{AttachMode, Kernel, KernelError, Records, wait};
 use crate::operation::{Operation, Value, Worker};
 use crate::plan::Versions;
@@ -38,9 +40,6 @@ const REVIEW_NS: u64 = 10_000_000_000;
 const COUNTED_NS: u64 = 1_000_000_000;
 /// How often uninteresting files are forgotten, in nanoseconds.
 const FORGET_NS: u64 = 300_000_000_000;
-/// Where Debian's package database lies below the root of a worker, and how much of it is read.
-const DPKG_STATUS: &str = "var/lib/dpkg/status";
-const DPKG_BYTES: u64 = 16 << 20;
 
 /// Why observation cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -119,6 +118,7 @@ pub struct Observer {
     workers: Workers,
     exceptions: Exceptions,
     containers: Containers,
+    installed: Installed,
     flow_rules: Vec<flow_type::Rule>,
     written: Written,
     proc: PathBuf,
@@ -188,6 +188,7 @@ impl Observer {
             workers: Workers::default(),
             exceptions: Exceptions::default(),
             containers: Containers::default(),
+            installed: Installed::default(),
             flow_rules: options.flow_rules,
             written: Written::new(&options.proc, options.keep_files),
             proc: options.proc,
@@ -226,7 +227,7 @@ impl Observer {
                 .find(|mapping| mapping.start == address);
             let Some(mapping) = mapping else { continue };
             let names = || files.iter().map(|path| path.to_string_lossy());
-            let versions = || versions_of(&self.proc, pid, names());
+            let versions = || self.installed.versions_of(&self.proc, pid, names());
             match self.attacher.look(&mut self.kernel, own, &mapping, versions) {
                 Ok(Seen::Plain) | Err(FileError::Elf(_)) => {}
                 Ok(seen) => found.push((mapping, seen)),
@@ -288,14 +289,16 @@ impl Observer {
             self.judge(now, say);
         }
         self.sources.look(&self.proc, &self.kernel, now);
-        self.attacher.sweep(now);
+        self.attacher.sweep(&mut self.kernel, now);
     }
 
-    /// Takes everything that has arrived.
+    /// Takes everything that has arrived, and of what arrives meanwhile no more than would fill the buffer: workers that
+    /// are quicker than this thread must not keep it from everything else.
     pub fn drain(&mut self, say: &mut dyn FnMut(Observation)) {
         let late = std::mem::take(&mut self.late);
         self.follow_mappings(say);
-        while let Some(event) = self.records.next(receive::read) {
+        for _ in 0..MOST_RECORDS {
+            let Some(event) = self.records.next(receive::read) else { break };
             self.received += 1;
             match event {
                 Ok(event) => self.take(event, say),
@@ -370,10 +373,11 @@ impl Observer {
     }
 
     fn see(&mut self, mapping: &Mapping, say: &mut dyn FnMut(Observation)) {
-        let proc = &self.proc;
+        let (proc, installed) = (&self.proc, &mut self.installed);
         let versions = || {
             let mappings = discover::mappings_of(proc, mapping.pid);
-            let mut versions = versions_of(proc, mapping.pid, mappings.iter().map(|mapping| &mapping.path));
+            let paths = mappings.iter().map(|mapping| &mapping.path);
+            let mut versions = installed.versions_of(proc, mapping.pid, paths);
             if versions.occt.is_empty() {
                 let name = mapping.path.rsplit('/').next().unwrap_or_default();
                 versions.occt = identify::occt_version_from_file_name(name).unwrap_or_default();
@@ -756,30 +760,12 @@ fn missed(mapping: &Mapping, error: &FileError) -> Observation {
         FileError::Open(_) => "file_not_opened",
         FileError::Read(_) => "file_not_read",
         FileError::Changed => "file_changed",
+        FileError::Closing => "former_probes",
         FileError::Elf(_) => "not_elf",
         FileError::Attach(_) => "attach_refused",
         FileError::Kernel(_) => "kernel_map",
     };
     Observation::Missed { path: mapping.path.clone(), reason, error: error.to_string() }
-}
-
-/// What the files that a process maps say of its versions, without looking into its memory.
-fn versions_of<P: AsRef<str>>(proc: &Path, pid: u32, paths: impl Iterator<Item = P>) -> Versions {
-    let mut versions = Versions::default();
-    let mut has_freecad = false;
-    for path in paths {
-        let name = path.as_ref().rsplit('/').next().unwrap_or_default();
-        has_freecad |= name.starts_with("libFreeCAD") || name.starts_with("freecad");
-        if versions.occt.is_empty() {
-            versions.occt = identify::occt_version_from_file_name(name).unwrap_or_default();
-        }
-    }
-    if has_freecad {
-        let status = discover::read_below_root(proc, pid, Path::new(DPKG_STATUS), DPKG_BYTES);
-        let status = status.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
-        versions.freecad = identify::freecad_version_from_dpkg_status(&status).unwrap_or_default();
-    }
-    versions
 }
 
 /// Nanoseconds of CLOCK_MONOTONIC, the clock of all records.

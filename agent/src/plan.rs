@@ -173,46 +173,101 @@ impl Plan {
     }
 }
 
+/// What a file has of the catalogue. Known before the versions are by which layouts are chosen: these cost a look at the
+/// process, and most files have nothing.
+#[derive(Debug)]
+pub struct Survey<'a> {
+    elf: ElfFile<'a>,
+    /// The catalogue's functions that the file defines, each with the symbol that it has here.
+    found: Vec<(Arc<Probe>, String)>,
+    /// The same for those that it has under another signature, shown for people.
+    similar: Vec<(Arc<Probe>, &'a str, String)>,
+    /// All but the probes.
+    rest: Plan,
+}
+
+/// Looks what a file has of the catalogue.
+///
+/// # Errors
+/// The file is no ELF file of this machine, or damaged.
+pub fn survey<'a>(bytes: &'a [u8], catalog: &Catalog) -> Result<Survey<'a>, Unreadable> {
+    let elf = ElfFile::parse(bytes)?;
+    if elf.is_cut_off() {
+        return Err(Unreadable::Damaged("it ends before its segments do".to_owned()));
+    }
+    let defined = |probe: &Probe| probe.symbols.iter().find(|symbol| elf.defines(symbol)).cloned();
+    let found: Vec<(Arc<Probe>, String)> =
+        catalog.probes.iter().filter_map(|probe| Some((Arc::clone(probe), defined(probe)?))).collect();
+    let is_of_interest = !found.is_empty() || elf.soname().is_some_and(is_ours);
+    let similar = if is_of_interest { similar(&elf, catalog, &found) } else { Vec::new() };
+    let rest = Plan {
+        probes: Vec::new(),
+        caught: entries(&elf, &[CATCH]),
+        raised: entries(&elf, &RAISE),
+        resumed: entries(&elf, &[RESUME]),
+        jumped: entries(&elf, &JUMPS),
+        has_freecad_config: elf.defines(identify::FREECAD_CONFIG_SYMBOL),
+    };
+    Ok(Survey { elf, found, similar, rest })
+}
+
+impl Survey<'_> {
+    /// Whether there are functions of the catalogue.
+    #[must_use]
+    pub fn has_functions(&self) -> bool {
+        !(self.found.is_empty() && self.similar.is_empty())
+    }
+
+    /// Whether there is nothing at all of interest.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        !self.has_functions() && self.rest.is_plain()
+    }
+
+    /// Places the probes. `versions` are those of the worker that maps the file.
+    #[must_use]
+    pub fn plan(self, versions: &Versions) -> Plan {
+        let Self { elf, found, similar, rest } = self;
+        let mut plan = rest;
+        let mut symbols = Vec::new();
+        for (probe, symbol) in found {
+            let chosen = probe.layout_for(&versions.occt, &versions.freecad);
+            let layout = chosen
+                .and_then(|chosen| probe.layouts.iter().position(|layout| std::ptr::eq(chosen, layout)));
+            let reads_return = chosen.is_some_and(|layout| {
+                layout
+                    .program
+                    .fetches
+                    .iter()
+                    .take(fetch_count(layout))
+                    .any(|fetch| fetch.base == base::RETURN)
+            });
+            let placement = if reads_return { Placement::ReturnFinal } else { Placement::Cheapest };
+            let sites = elf.place_with(&symbol, FollowPolicy::default(), placement, &[]);
+            plan.probes.push(PlannedProbe { probe, layout, sites, found_as: None });
+            symbols.push((symbol, placement));
+        }
+        go_on_in_each_other(&elf, &mut plan.probes, &symbols);
+        plan.probes.extend(similar.into_iter().map(|(probe, symbol, shown)| PlannedProbe {
+            probe,
+            layout: None,
+            sites: elf.place_with(symbol, FollowPolicy::default(), Placement::Cheapest, &[]),
+            found_as: Some(shown),
+        }));
+        plan
+    }
+}
+
 /// Plans a file. `versions` are those of the worker that maps it.
 ///
 /// # Errors
 /// The file is no ELF file of this machine, or damaged.
 pub fn plan(bytes: &[u8], catalog: &Catalog, versions: &Versions) -> Result<Plan, Unreadable> {
-    let elf = ElfFile::parse(bytes)?;
-    if elf.is_cut_off() {
-        return Err(Unreadable::Damaged("it ends before its segments do".to_owned()));
-    }
-    let mut plan =
-        Plan { has_freecad_config: elf.defines(identify::FREECAD_CONFIG_SYMBOL), ..Plan::default() };
-    let mut symbols = Vec::new();
-    for probe in &catalog.probes {
-        let Some(symbol) = probe.symbols.iter().find(|symbol| elf.defines(symbol)) else { continue };
-        let layout = probe.layouts.iter().position(|layout| {
-            probe
-                .layout_for(&versions.occt, &versions.freecad)
-                .is_some_and(|chosen| std::ptr::eq(chosen, layout))
-        });
-        let reads_return = layout.and_then(|index| probe.layouts.get(index)).is_some_and(|layout| {
-            layout.program.fetches.iter().take(fetch_count(layout)).any(|fetch| fetch.base == base::RETURN)
-        });
-        let placement = if reads_return { Placement::ReturnFinal } else { Placement::Cheapest };
-        let sites = elf.place_with(symbol, FollowPolicy::default(), placement, &[]);
-        plan.probes.push(PlannedProbe { probe: Arc::clone(probe), layout, sites, found_as: None });
-        symbols.push((symbol, placement));
-    }
-    go_on_in_each_other(&elf, &mut plan.probes, &symbols);
-    if !plan.probes.is_empty() || elf.soname().is_some_and(is_ours) {
-        add_similar(&elf, catalog, &mut plan);
-    }
-    plan.caught = entries(&elf, &[CATCH]);
-    plan.raised = entries(&elf, &RAISE);
-    plan.resumed = entries(&elf, &[RESUME]);
-    plan.jumped = entries(&elf, &JUMPS);
-    Ok(plan)
+    Ok(survey(bytes, catalog)?.plan(versions))
 }
 
 /// Places again what ends in a tail call: where the callee has probes of its own, the operation goes on until its end.
-fn go_on_in_each_other(elf: &ElfFile<'_>, probes: &mut [PlannedProbe], symbols: &[(&String, Placement)]) {
+fn go_on_in_each_other(elf: &ElfFile<'_>, probes: &mut [PlannedProbe], symbols: &[(String, Placement)]) {
     let placed = probes.iter().zip(symbols).filter(|(planned, _)| planned.sites.is_ok());
     let mut probed: Vec<Vaddr> =
         placed.filter_map(|(_, (symbol, _))| elf.find(symbol)).map(|symbol| symbol.vaddr).collect();
@@ -232,23 +287,23 @@ fn is_ours(soname: &str) -> bool {
     ["libTK", "libFreeCAD", "libOndsel"].iter().any(|start| soname.starts_with(start))
 }
 
-/// Adds functions that the file has under another signature than the catalogue knows.
-fn add_similar(elf: &ElfFile<'_>, catalog: &Catalog, plan: &mut Plan) {
-    let planned: HashSet<&str> = plan.probes.iter().map(|planned| planned.probe.id.as_str()).collect();
+/// Functions that the file has under another signature than the catalogue knows, with how they look to people.
+fn similar<'a>(
+    elf: &ElfFile<'a>,
+    catalog: &Catalog,
+    found: &[(Arc<Probe>, String)],
+) -> Vec<(Arc<Probe>, &'a str, String)> {
+    let has: HashSet<&str> = found.iter().map(|(probe, _)| probe.id.as_str()).collect();
     let missing: Vec<&Probe> =
-        catalog.probes.iter().map(Arc::as_ref).filter(|probe| !planned.contains(probe.id.as_str())).collect();
+        catalog.probes.iter().map(Arc::as_ref).filter(|probe| !has.contains(probe.id.as_str())).collect();
     let known: HashSet<&str> =
         catalog.probes.iter().flat_map(|probe| &probe.symbols).map(String::as_str).collect();
-    let found = similar::find(&missing, &known, elf.exported_names());
-    for probe in &catalog.probes {
-        let Some((symbol, shown)) = found.get(&probe.id) else { continue };
-        plan.probes.push(PlannedProbe {
-            probe: Arc::clone(probe),
-            layout: None,
-            sites: elf.place_with(symbol, FollowPolicy::default(), Placement::Cheapest, &[]),
-            found_as: Some(shown.clone()),
-        });
-    }
+    let mut found = similar::find(&missing, &known, elf.exported_names());
+    let named = |probe: &Arc<Probe>| {
+        let (symbol, shown) = found.remove(&probe.id)?;
+        Some((Arc::clone(probe), symbol, shown))
+    };
+    catalog.probes.iter().filter_map(named).collect()
 }
 
 fn fetch_count(layout: &Layout) -> usize {

@@ -28,9 +28,9 @@ def enough():
     holes = 40
     while True:
         base, tool = parts(holes)
-        begin = time.monotonic()
+        begin = time.process_time()  # on a busy machine the wall clock would say more than the next cut takes
         base.cut(tool)
-        if time.monotonic() - begin > 0.6:
+        if time.process_time() - begin > 0.6:
             return holes
         holes = holes * 3 // 2
 

@@ -509,7 +509,7 @@ long thread_cancelled_inside() {
 long durations() {
     long sum = 0;
     for (int i = 0; i < 15; i++) {
-        int us = 1100 + i * 130;
+        int us = 1100 + i * 600;
         sum = sum * 31 + CALL(work, us);
         sum = sum * 31 + CALL(tail_stub, us);
         sum = sum * 31 + CALL(passes, us, [](int us) { return CALL(work, us); });

@@ -6,7 +6,7 @@ use crate::build::{Profile, build};
 use crate::builds;
 use crate::shell::{cargo, run};
 
-/// Writes docs/commands.md, docs/configuration.md, docs/metrics.md, docs/support-matrix.md, pictures and deploy/kustomize.
+/// Writes docs/commands.md, docs/configuration.md, docs/metrics.md, docs/support-matrix.md, docs/probe-sites.md, pictures and deploy/kustomize.
 pub(crate) fn write() -> Result<()> {
     let mut reference = cargo()?;
     reference.args(["test", "--package", "cadscope", "--test", "metrics_reference"]);
@@ -16,9 +16,12 @@ pub(crate) fn write() -> Result<()> {
     run(pages.env("CADSCOPE_WRITE", "1"))?;
     builds::make_for_tests(true)?;
     let binary = build(Profile::Release)?;
-    for (test, claim) in
-        [("coverage", "support_matrix"), ("chart", "plain_manifests"), ("live_page", "while_it_does_it")]
-    {
+    for (test, claim) in [
+        ("coverage", "support_matrix"),
+        ("coverage", "each_site"),
+        ("chart", "plain_manifests"),
+        ("live_page", "while_it_does_it"),
+    ] {
         let mut cargo = cargo()?;
         cargo.args(["test", "--package", "cadscope-tests", "--test", test, claim]);
         cargo.env("CADSCOPE_BIN", &binary).env("CADSCOPE_BUILDS", builds::folder()?);

@@ -18,6 +18,7 @@ mod builds;
 mod dashboards;
 mod demo;
 mod docs;
+mod fresh;
 mod image;
 mod imports;
 mod kubernetes;
@@ -79,7 +80,8 @@ enum Task {
     },
     /// Write what is made from something else
     ///
-    /// docs/metrics.md from the registry, docs/support-matrix.md from the real builds, deploy/kustomize from the chart.
+    /// docs/metrics.md from the registry, docs/support-matrix.md and docs/probe-sites.md from the real builds,
+    /// deploy/kustomize from the chart.
     Docs,
     /// Build the container image with buildah: target/image/cadscope-amd64.tar
     ///
@@ -118,6 +120,18 @@ enum Task {
         #[arg(long)]
         full: bool,
     },
+    /// Try the README as a new user: a Debian with nothing but Rust, a clone of what is committed, one command
+    ///
+    /// In a root file system of its own, which is made for it and removed afterwards; needs root and mmdebstrap. The
+    /// demo takes about ten minutes.
+    Fresh {
+        /// Which of the two commands
+        #[arg(value_enum, default_value_t = fresh::Promise::Demo)]
+        promise: fresh::Promise,
+        /// Leave the root file system for a look
+        #[arg(long)]
+        keep: bool,
+    },
     /// A real Kubernetes node on this machine: `up`, `kubectl …`, `load IMAGE.tar`, `image …`, `down`
     ///
     /// One node with etcd, apiserver, kubelet and containerd, in namespaces of its own; needs root. The programs are
@@ -127,6 +141,12 @@ enum Task {
         /// What the node is to do; without, it says what there is
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         words: Vec<String>,
+    },
+    /// Mixed FreeCAD work and faults for as long as you like, while everything is counted: nothing lost, nothing kept
+    Soak {
+        /// How long
+        #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
+        minutes: u32,
     },
     /// Measure
     #[command(subcommand)]
@@ -206,6 +226,8 @@ fn main() -> ExitCode {
         Task::Demo { script } => demo::demo(script),
         Task::Test { full } => test::test(test::Rules { full, locked: false }),
         Task::Ci { full } => test::test(test::Rules { full, locked: true }),
+        Task::Fresh { promise, keep } => fresh::fresh(promise, keep),
+        Task::Soak { minutes } => test::soak(minutes),
         Task::K8s { words } => kubernetes::node(&words),
         Task::Bench(Bench::Calls { rounds }) => bench::calls(rounds),
         Task::Bench(Bench::Throughput { seconds }) => bench::throughput(seconds),

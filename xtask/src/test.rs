@@ -48,6 +48,17 @@ pub(crate) fn test(rules: Rules) -> Result<()> {
     verdict
 }
 
+/// Runs the soak test for so long.
+pub(crate) fn soak(length: u32) -> Result<()> {
+    setup::install(Purpose::Test)?;
+    let binary = build(Profile::Release)?;
+    run(cargo()?
+        .args(["test", "--package", "cadscope-tests", "--test", "soak", "--", "--nocapture"])
+        .env("CADSCOPE_BIN", binary)
+        .env("CADSCOPE_BUILDS", builds::folder()?)
+        .env("CADSCOPE_SOAK_MINUTES", length.to_string()))
+}
+
 fn all(stages: &mut Stages, rules: Rules) -> Result<()> {
     let root = repository()?;
     stages.run("setup", || setup::install(if rules.full { Purpose::Package } else { Purpose::Test }))?;

@@ -32,16 +32,20 @@ impl Attacher {
         slot.limited = (measure, rate);
         if measure == Measure::Remove {
             let number = u16::try_from(probe).unwrap_or(u16::MAX);
-            self.relinking(kernel, true)?;
-            let removed = self.files.values_mut().try_for_each(|file| file.remove(kernel, number, rate));
-            self.relinking(kernel, false)?;
-            removed?;
+            self.relink(kernel, true)?;
+            // Until the former links are closed, which `sweep` sees.
+            self.relinking = true;
+            for (id, file) in &mut self.files {
+                let (old, refused) = file.remove(kernel, number, rate);
+                self.closing.close(*id, old);
+                refused.map_or(Ok(()), Err)?;
+            }
         }
         Ok(true)
     }
 
     /// Says of all probes that for a moment each hit may come twice.
-    fn relinking(&self, kernel: &mut Kernel, yes: bool) -> Result<(), KernelError> {
+    pub(super) fn relink(&self, kernel: &mut Kernel, yes: bool) -> Result<(), KernelError> {
         for (number, slot) in (0..).zip(&self.slots) {
             let mut program = slot.program;
             program.flags |= if yes { flags::RELINKING } else { 0 };
@@ -53,15 +57,16 @@ impl Attacher {
 
 impl TrackedFile {
     /// Takes the sites of one probe program away. The link of many sites is made anew without them before the old one goes:
-    /// in between each is there twice, and no call is missed.
-    fn remove(&mut self, kernel: &mut Kernel, slot: u16, rate: f64) -> Result<(), AttachError> {
+    /// in between each is there twice, and no call is missed. Gives the links that are over, in the order to close them in,
+    /// and the kernel's refusal, if there is one.
+    fn remove(&mut self, kernel: &mut Kernel, slot: u16, rate: f64) -> (Vec<Link>, Option<AttachError>) {
         let mut found = false;
         for probe in self.probes.iter_mut().filter(|probe| probe.slot == slot && probe.sites.is_ok()) {
             probe.sites = Err(too_hot(rate));
             found = true;
         }
         if !found {
-            return Ok(());
+            return (Vec::new(), None);
         }
         let (mut sites, mut links, mut old, mut refused) = (Vec::new(), Vec::new(), Vec::new(), None);
         let mut before = std::mem::take(&mut self.links).into_iter();
@@ -96,8 +101,8 @@ impl TrackedFile {
             }
         }
         (self.sites, self.links) = (sites, links);
-        // Entries first, so that what has been entered is seen to leave. Waited for: until they are gone, hits come twice.
-        old.into_iter().rev().for_each(drop);
-        refused.map_or(Ok(()), Err)
+        // Entries first, so that what has been entered is seen to leave.
+        old.reverse();
+        (old, refused)
     }
 }

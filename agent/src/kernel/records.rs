@@ -3,6 +3,10 @@
 use std::os::fd::{AsRawFd, RawFd};
 
 use aya::maps::{MapData, RingBuf};
+use cadscope_common::settings::RING_BYTES;
+
+/// More records than the buffer has room for: the smallest has 24 bytes, and 8 before it.
+pub const MOST_RECORDS: u32 = RING_BYTES / 32;
 
 /// The record stream.
 pub struct Records(RingBuf<MapData>);

@@ -11,8 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{children, write_page};
-use crate::build::{Profile, build};
+use super::{binary, children, write_page};
 use crate::builds::{self, BUILDS};
 use crate::shell::first_line;
 
@@ -21,7 +20,7 @@ const RUNS: usize = 7;
 /// Measures, prints and writes.
 pub(crate) fn resolve() -> Result<()> {
     builds::make_for_tests(true)?;
-    let binary = build(Profile::Release)?;
+    let binary = binary()?;
     let kernel = first_line(Command::new("uname").args(["-sr"])).unwrap_or_default();
     let mut page = format!(
         "# What finding the probe sites costs\n\nWritten by `cargo xtask bench resolve` on {kernel}. Best of {RUNS} runs of `cadscope probes` over every library of the\nbuild: CPU time of the program, and its peak memory with the pages of the analysed files. The agent does this once for\neach file, however many containers map it, and never again while the file is in use.\n\n| build | files | CPU, ms | peak, MiB |\n|---|---|---|---|\n"
