@@ -6,7 +6,7 @@
 //! a minute, when somebody wants its labels then. What is kept and what waits is bounded.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -86,7 +86,14 @@ impl Pods {
         let host = variable("KUBERNETES_SERVICE_HOST").ok_or(PodsError::NoCluster)?;
         let port = variable("KUBERNETES_SERVICE_PORT").unwrap_or_else(|| "443".to_owned());
         let host = if host.contains(':') { format!("[{host}]") } else { host };
-        let account = Path::new(ACCOUNT);
+        Self::of(format!("https://{host}:{port}"), PathBuf::from(ACCOUNT))
+    }
+
+    /// Starts asking the API at this address, as the account whose token and authority are in this folder.
+    ///
+    /// # Errors
+    /// There is no such account.
+    pub fn of(api: String, account: PathBuf) -> Result<Self, PodsError> {
         let tls = tls(&account.join("ca.crt"))?;
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(PodsError::Thread)?;
@@ -97,7 +104,7 @@ impl Pods {
             let connector =
                 hyper_rustls::HttpsConnectorBuilder::new().with_tls_config(tls).https_only().enable_http1();
             let client = HyperClient::new(connector.build(), LONGEST_REQUEST, None);
-            ask(wanted, &format!("https://{host}:{port}"), &client, &kept).await;
+            ask(wanted, (&api, &account), &client, &kept).await;
         };
         std::thread::Builder::new()
             .name("pods".to_owned())
@@ -143,10 +150,15 @@ fn tls(authority: &Path) -> Result<rustls::ClientConfig, PodsError> {
         .with_no_client_auth())
 }
 
-async fn ask(mut wanted: mpsc::Receiver<Container>, api: &str, client: &dyn HttpClient, known: &Known) {
+async fn ask(
+    mut wanted: mpsc::Receiver<Container>,
+    at: (&str, &Path),
+    client: &dyn HttpClient,
+    known: &Known,
+) {
     let mut failing = false;
     while let Some(container) = wanted.recv().await {
-        let answer = match request(api, client, &container).await {
+        let answer = match request(at, client, &container).await {
             Ok(labels) => {
                 failing = false;
                 Answer::Labels(Arc::new(labels))
@@ -166,13 +178,13 @@ async fn ask(mut wanted: mpsc::Receiver<Container>, api: &str, client: &dyn Http
 
 /// Labels of the pod; none if there is no such pod.
 async fn request(
-    api: &str,
+    (api, account): (&str, &Path),
     client: &dyn HttpClient,
     container: &Container,
 ) -> Result<BTreeMap<String, String>, String> {
     // Read each time: the kubelet replaces it.
-    let token = std::fs::read_to_string(Path::new(ACCOUNT).join("token"));
-    let token = token.map_err(|error| format!("{ACCOUNT}/token: {error}"))?;
+    let file = account.join("token");
+    let token = std::fs::read_to_string(&file).map_err(|error| format!("{}: {error}", file.display()))?;
     let url = format!("{api}/api/v1/namespaces/{}/pods/{}", container.namespace, container.pod);
     let request = Request::get(url)
         .header("authorization", format!("Bearer {}", token.trim()))
