@@ -96,7 +96,7 @@ fn labels_come_over_tls_to_whoever_has_the_token() {
     let folder = tempfile::tempdir().unwrap();
     let api = serve(folder.path());
     std::fs::write(folder.path().join("token"), "secret\n").unwrap();
-    let pods = Pods::of(api.clone(), folder.path().to_owned()).unwrap();
+    let pods = Pods::of(api, folder.path().to_owned()).unwrap();
     let long = Duration::from_secs(60);
     let found = labels(&pods, &container("gear", "u-1"), long).unwrap();
     assert_eq!(found.get("team").map(String::as_str), Some("cad"));
