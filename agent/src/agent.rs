@@ -13,6 +13,7 @@ use tracing::info;
 use self::feed::Feed;
 use crate::clock::WallClock;
 use crate::config::AgentConfig;
+use crate::discover::Mappings;
 use crate::export::http::{self, Shared, Status};
 use crate::export::metrics::{Metrics, MetricsOptions};
 use crate::export::progress::{Progress, redis};
@@ -38,11 +39,16 @@ const GIVE_BACK_TICKS: u32 = 20;
 /// Ticks between two renewals of `/status`.
 const STATUS_TICKS: u32 = 5;
 
-/// Runs the agent until SIGTERM or SIGINT.
+/// Runs the agent until SIGTERM or SIGINT. `store` and `mappings` were opened before rights were given up.
 ///
 /// # Errors
 /// The port is taken or the node lacks something.
-pub fn run(config: &AgentConfig, options: ObserverOptions, store: Option<Store>) -> anyhow::Result<()> {
+pub fn run(
+    config: &AgentConfig,
+    options: ObserverOptions,
+    store: Option<Store>,
+    mappings: Mappings,
+) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let metrics = Arc::new(Metrics::new(MetricsOptions::default()));
     let status = Status {
@@ -59,7 +65,7 @@ pub fn run(config: &AgentConfig, options: ObserverOptions, store: Option<Store>)
     }
     let validation = config.validation.as_ref().zip(store);
     let validation = validation.map(|(config, store)| Validation::start(config, store)).transpose()?;
-    let observer = Observer::start(options)?;
+    let observer = Observer::start(options, mappings)?;
     info!(listen = %listener.local_addr()?, kernel = observer.mode().as_str(), "observing");
     let stop = Arc::new(AtomicBool::new(false));
     let thread = {

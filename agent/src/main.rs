@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use cadscope::budget::Limits;
 use cadscope::config::{Args, Attach, Command, Config, LogFormat};
+use cadscope::discover::Mappings;
 use cadscope::observe::ObserverOptions;
 use cadscope::validation::Store;
 use cadscope::{agent, coverage, manual, preflight, privileges, top, trace};
@@ -57,15 +58,16 @@ fn run(config: Config) -> anyhow::Result<u8> {
     match config.command {
         Command::Agent(agent_config) => {
             preflight::require(&node, true)?;
-            // Afterwards no folder can be made and no file locked for itself.
+            // Afterwards no folder can be made, no file locked for itself, and some kernels open no perf event.
             let store = agent_config.validation.as_ref().map(|validation| Store::open(&validation.state));
+            let mappings = Mappings::open(&options.sys)?;
             privileges::give_up(!options.allow_multi || !preflight::has_uprobe_multi(&node))?;
             options.linger = agent_config.linger;
             options.ai_providers.clone_from(&agent_config.ai_providers);
             options.min_duration = agent_config.min_duration;
             options.limits = agent_config.limits;
             options.keep_files = agent_config.validation.is_some();
-            agent::run(&agent_config, options, store).map(|()| 0)
+            agent::run(&agent_config, options, store, mappings).map(|()| 0)
         }
         Command::Trace(trace_config) => {
             preflight::require(&node, false)?;

@@ -168,16 +168,17 @@ pub struct ObserverOptions {
 }
 
 impl Observer {
-    /// Loads the kernel side and opens the streams. Nothing is attached yet.
+    /// Loads the kernel side and begins to follow `mappings`, which were opened while the rights for it were there. Nothing is
+    /// attached yet.
     ///
     /// # Errors
     /// What the node lacks.
-    pub fn start(options: ObserverOptions) -> Result<Self, ObserveError> {
+    pub fn start(options: ObserverOptions, mut mappings: Mappings) -> Result<Self, ObserveError> {
         let tls = options.ai_providers.is_some();
         let mut kernel =
             Kernel::load(&options.sys, options.only_targets, options.allow_multi, tls, options.min_duration)?;
         let records = kernel.take_events()?;
-        let mappings = Mappings::open(&options.sys)?;
+        mappings.enable()?;
         let now = now_ns();
         Ok(Self {
             kernel,

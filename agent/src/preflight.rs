@@ -6,13 +6,16 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::config::ReportFormat;
-use crate::discover;
+use crate::discover::{self, Mappings};
 use crate::kernel::{KERNEL_BTF, Kernel, perf_uprobe};
 
 /// Oldest kernel: attach cookies came with it.
 const OLDEST: (u32, u32) = (5, 15);
 /// First kernel with uprobe_multi links.
 const MULTI: (u32, u32) = (6, 6);
+
+/// What perf events need, below procfs. 3 and more is Debian's and Ubuntu's addition.
+const PARANOID: &str = "sys/kernel/perf_event_paranoid";
 
 const CAP_DAC_READ_SEARCH: u32 = 2;
 const CAP_SYS_PTRACE: u32 = 19;
@@ -56,6 +59,7 @@ pub fn checks(node: &Node, all: bool) -> Vec<Check> {
         check_uprobes(&node.sys),
         check_capabilities(capabilities, kernel, all),
         check_proc(&node.proc, capabilities),
+        check_perf_events(node),
     ]
 }
 
@@ -204,6 +208,25 @@ fn check_proc(proc: &Path, held: u64) -> Check {
     check("procfs", ok, found, fix)
 }
 
+fn check_perf_events(node: &Node) -> Check {
+    let refusal = Mappings::try_to_open(&node.sys).err().map(|error| error.to_string());
+    let paranoid = std::fs::read_to_string(node.proc.join(PARANOID)).ok().and_then(|n| n.trim().parse().ok());
+    perf_events(refusal, paranoid)
+}
+
+fn perf_events(refusal: Option<String>, paranoid: Option<i32>) -> Check {
+    let fix = match paranoid {
+        Some(level) if level > 2 => format!(
+            "kernel.perf_event_paranoid is {level}, with which this kernel gives perf events to CAP_SYS_ADMIN only: \
+             `sysctl kernel.perf_event_paranoid=2` on the node, or grant CAP_SYS_ADMIN (given up after the start)"
+        ),
+        _ => "run as root, or grant CAP_PERFMON; a container's seccomp profile must allow perf_event_open"
+            .to_owned(),
+    };
+    let ok = refusal.is_none();
+    check("perf events", ok, refusal.unwrap_or_else(|| "executable mappings are told".to_owned()), &fix)
+}
+
 fn check_load(sys: &Path) -> Check {
     let load = |tls| Kernel::load(sys, true, true, tls, std::time::Duration::ZERO);
     let all = load(true);
@@ -251,6 +274,19 @@ mod tests {
         let check = check_kernel(Some((5, 10)));
         assert!(!check.ok);
         assert!(check.fix.unwrap().contains("5.15"));
+    }
+
+    #[test]
+    fn a_distribution_that_keeps_perf_events_to_itself_is_named_with_both_ways_out() {
+        let refused = perf_events(Some("Permission denied".to_owned()), Some(3));
+        let fix = refused.fix.unwrap();
+        assert!(
+            !refused.ok && fix.contains("perf_event_paranoid=2") && fix.contains("CAP_SYS_ADMIN"),
+            "{fix}"
+        );
+        let refused = perf_events(Some("Permission denied".to_owned()), Some(2));
+        assert!(refused.fix.unwrap().contains("CAP_PERFMON"));
+        assert!(perf_events(None, Some(4)).ok);
     }
 
     #[test]

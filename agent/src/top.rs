@@ -13,13 +13,14 @@ use ratatui::crossterm::event::{self, Event, KeyEventKind};
 use ratatui::{DefaultTerminal, Frame};
 
 use crate::config::TopConfig;
+use crate::discover::Mappings;
 use crate::live::Snapshot;
 use crate::observe::ObserverOptions;
 use crate::preflight::{self, Node};
 use crate::privileges;
 
 use self::draw::Look;
-use self::source::{News, Stop};
+use self::source::{News, Origin, Stop};
 use self::state::State;
 
 mod draw;
@@ -50,14 +51,18 @@ pub fn run(config: &TopConfig, node: &Node, options: ObserverOptions) -> anyhow:
     if !std::io::stdout().is_terminal() || !std::io::stdin().is_terminal() {
         bail!("`cadscope top` draws on a terminal; for programs the same data is at the agent's /live");
     }
-    let agent = source::choose(&config.source);
-    if agent.is_none() {
-        preflight::require(node, true)?;
-        // Before the first thread starts: each has rights of its own.
-        privileges::give_up(!options.allow_multi || !preflight::has_uprobe_multi(node))?;
-    }
+    let origin = match source::choose(&config.source) {
+        Some(url) => Origin::Agent(url),
+        None => {
+            preflight::require(node, true)?;
+            let mappings = Mappings::open(&options.sys)?;
+            // Before the first thread starts: each has rights of its own.
+            privileges::give_up(!options.allow_multi || !preflight::has_uprobe_multi(node))?;
+            Origin::Own(mappings)
+        }
+    };
     let stop = Stop::on_signals()?;
-    let (place, news) = source::start(agent, options, &stop)?;
+    let (place, news) = source::start(origin, options, &stop)?;
     let terminal = ratatui::try_init().context("cannot draw on this terminal")?;
     let screen = Screen {
         state: State::default(),

@@ -16,7 +16,7 @@ use anyhow::{Context, bail};
 use nix::sys::signal::{SigSet, Signal};
 
 use crate::config::{Target, TraceConfig, TraceFormat};
-use crate::discover;
+use crate::discover::{self, Mappings};
 use crate::observe::{Observation, Observer, ObserverOptions, now_ns};
 use crate::operation::{Operation, Worker};
 use crate::view::{Exit, Skipped, TraceReport, WorkerReport, json, page, perfetto, tree};
@@ -139,7 +139,8 @@ fn exit_of(status: u32) -> Exit {
 /// The node lacks something, the command cannot be run, or the report cannot be written.
 pub fn run(config: &TraceConfig, options: ObserverOptions) -> anyhow::Result<u8> {
     let proc = options.proc.clone();
-    let mut observer = Observer::start(ObserverOptions { only_targets: true, ..options })?;
+    let mappings = Mappings::open(&options.sys)?;
+    let mut observer = Observer::start(ObserverOptions { only_targets: true, ..options }, mappings)?;
     let mut collected = Collected { proc, ..Collected::default() };
     let (command, status) = match &config.target {
         Target::Program(arguments) => {

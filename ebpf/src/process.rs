@@ -157,7 +157,10 @@ pub fn thread_exited(_ctx: RawTracePointContext) -> i32 {
     let number = (status & 0x7f) as u8;
     let at_ns = now_ns();
     if let Some(thread) = THREADS.get_ptr_mut(tid) {
-        let case = usize::from(group || last) << 1 | usize::from(number != 0);
+        // A thread that ends itself does not end its process, although before Linux 6.16 whoever waited for it has been
+        // woken by now, and may have ended that.
+        let own = tid != pid && system_call().0 == SYS_EXIT;
+        let case = usize::from((group || last) && !own) << 1 | usize::from(number != 0 && !own);
         // SAFETY: two bits, four entries.
         let by = unsafe { core::ptr::read_volatile((&raw const ENDINGS).cast::<u8>().add(case & 3)) };
         let signal = if by == ended_by::SIGNAL { number } else { 0 };

@@ -6,13 +6,14 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::metrics::Metrics;
+use crate::node::patient;
 use crate::run;
 
 /// A running agent, stopped with the value.
@@ -62,7 +63,8 @@ impl Agent {
 
     fn ready(mut self) -> Result<Self> {
         let agent = &mut self;
-        for _ in 0..1200 {
+        let until = Instant::now() + patient(Duration::from_secs(60));
+        while Instant::now() < until {
             if let Some(status) = agent.child.try_wait()? {
                 bail!("agent ended with {status} before it was ready:\n{}", agent.log());
             }
@@ -71,7 +73,7 @@ impl Agent {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        bail!("agent is not ready after 60 s:\n{}", agent.log());
+        bail!("agent is not ready in time:\n{}", agent.log());
     }
 
     /// Starts the agent and does not wait.
@@ -177,10 +179,10 @@ impl Agent {
     /// # Errors
     /// It has not within a minute; with what it said.
     pub fn learn(&self, paths: &[&str], mut job: impl FnMut() -> Result<()>) -> Result<()> {
-        let until = std::time::Instant::now() + Duration::from_secs(60);
+        let until = Instant::now() + patient(Duration::from_secs(60));
         while !self.has_probed(paths)? {
             ensure!(
-                std::time::Instant::now() < until,
+                Instant::now() < until,
                 "not all of {paths:?} are probed: {}\nagent:\n{}",
                 self.get("/status")?.1,
                 self.log()
@@ -207,10 +209,10 @@ impl Agent {
     /// # Errors
     /// It does not answer.
     pub fn metrics_when(&self, limit: Duration, done: impl Fn(&Metrics) -> bool) -> Result<Metrics> {
-        let until = std::time::Instant::now() + limit;
+        let until = Instant::now() + patient(limit);
         loop {
             let metrics = self.metrics()?;
-            if done(&metrics) || std::time::Instant::now() > until {
+            if done(&metrics) || Instant::now() > until {
                 return Ok(metrics);
             }
             std::thread::sleep(Duration::from_millis(50));
@@ -254,7 +256,7 @@ pub fn fetch(port: u16, path: &str) -> Result<(u16, String)> {
 }
 
 fn request(port: u16, path: &str, accept: &str) -> Result<(u16, String)> {
-    let limit = Duration::from_secs(10);
+    let limit = patient(Duration::from_secs(10));
     let mut stream = TcpStream::connect_timeout(&([127, 0, 0, 1], port).into(), limit)?;
     stream.set_read_timeout(Some(limit))?;
     write!(

@@ -3,6 +3,7 @@
 use std::fs::{File, create_dir_all};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -91,6 +92,18 @@ pub fn tool(name: &str, package: &str) -> Result<PathBuf> {
 #[must_use]
 pub fn full() -> bool {
     std::env::var("CADSCOPE_FULL").is_ok_and(|v| v == "1")
+}
+
+/// The processor is emulated (`cargo xtask vm`): clocks mean little there, and everything takes long.
+#[must_use]
+pub fn emulated() -> bool {
+    std::env::var("CADSCOPE_EMULATED").is_ok_and(|v| v == "1")
+}
+
+/// A limit of time as this machine needs it.
+#[must_use]
+pub fn patient(limit: Duration) -> Duration {
+    if emulated() { limit * 10 } else { limit }
 }
 
 /// Whether `CADSCOPE_ONLY` lets any of these names through.

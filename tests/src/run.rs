@@ -10,6 +10,8 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::node::patient;
+
 /// How a program ended and what it printed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ended {
@@ -32,7 +34,7 @@ pub fn shell_code(status: ExitStatus) -> i32 {
 /// # Errors
 /// It did not end in time.
 pub fn wait(child: &mut Child, limit: Duration) -> Result<ExitStatus> {
-    let until = Instant::now() + limit;
+    let until = Instant::now() + patient(limit);
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(status);
@@ -103,7 +105,7 @@ pub fn text(path: &std::path::Path) -> String {
 /// # Errors
 /// Nothing came within `limit`; says `what`.
 pub fn until<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Option<T>) -> Result<T> {
-    let end = Instant::now() + limit;
+    let end = Instant::now() + patient(limit);
     loop {
         if let Some(value) = look() {
             return Ok(value);

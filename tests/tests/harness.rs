@@ -78,6 +78,17 @@ fn every_variant_of_the_worker_says_the_same_and_keeps_a_whole_record() -> Resul
 }
 
 #[test]
+fn every_program_of_the_tests_compiles() -> Result<()> {
+    for (variant, _) in worker::VARIANTS {
+        worker::build(variant)?;
+    }
+    for source in worker::PROGRAMS {
+        ensure!(worker::build_program(source)?.is_file());
+    }
+    Ok(())
+}
+
+#[test]
 fn a_true_account_is_accepted() -> Result<()> {
     let worker = worker::build("o2")?;
     for scenario in &worker.scenarios {

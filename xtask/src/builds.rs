@@ -1,6 +1,7 @@
 //! Turns package registries into the builds of FreeCAD and OCCT that the tests run jobs on: root file systems of other
 //! Debian suites, virtual environments with Python wheels; of Kubernetes, in whose pods jobs run; and of what cadscope
-//! talks to: the OpenTelemetry Collector, Prometheus, its operator's types, Grafana's types and components.
+//! talks to: the OpenTelemetry Collector, Prometheus, its operator's types, Grafana's types and components; and of what it
+//! runs on: kernels.
 //!
 //! Which builds there are is data, [`BUILDS`]. Each is made once, in the cache, under a name that carries a digest of how
 //! it is made; a folder of that name is whole, because it is renamed to it last. Nothing is installed on the machine.
@@ -17,6 +18,7 @@ use anyhow::{Context, Result, bail};
 use crate::kubernetes;
 use crate::places::cache;
 use crate::shell::{headline, minutes, run};
+use crate::vm::kernel;
 
 /// A FreeCAD or OCCT that tests run on.
 pub(crate) struct Build {
@@ -44,6 +46,8 @@ enum Source {
     Npm(&'static [&'static str], &'static [(&'static str, &'static str)]),
     /// The sources of these Python packages as they were published, with their tests, and what runs those.
     Sources(&'static [&'static str]),
+    /// The newest kernel of the first of these Debian suites that has one to give.
+    Kernel(&'static [&'static str]),
     /// `helm` and `kubectl`, which this Python package carries in an archive.
     KubernetesTools(&'static str),
 }
@@ -125,6 +129,16 @@ pub(crate) const BUILDS: &[Build] = &[
         everyday: true,
         source: Source::Unpacked("trixie", &["prometheus", "prometheus-alertmanager", "promtool"]),
     },
+    // As `cargo xtask vm` boots them.
+    Build {
+        name: "qemu",
+        everyday: true,
+        source: Source::Unpacked("trixie", &["qemu-system-x86", "busybox-static"]),
+    },
+    Build { name: "linux-5.10", everyday: true, source: Source::Kernel(&["bullseye"]) },
+    Build { name: "linux-6.1", everyday: true, source: Source::Kernel(&["bookworm"]) },
+    Build { name: "linux-6.12", everyday: false, source: Source::Kernel(&["trixie"]) },
+    Build { name: "linux-7", everyday: false, source: Source::Kernel(&["sid", "forky"]) },
     Build {
         name: "grafana-schema",
         everyday: true,
@@ -214,6 +228,7 @@ impl Build {
                 Source::Collector(suite) => collector(suite, &target)?,
                 Source::Kubernetes => kubernetes::build(&target)?,
                 Source::Unpacked(suite, packages) => unpacked(suite, packages, &target)?,
+                Source::Kernel(suites) => kernel::unpack(suites, &target)?,
                 Source::Npm(packages, files) => npm(packages, files, &target)?,
                 Source::Sources(packages) => sources(packages, &target)?,
                 Source::KubernetesTools(package) => kubernetes_tools(package, &target)?,
@@ -237,6 +252,7 @@ impl Build {
             Source::Collector(suite) => (1, suite, COLLECTOR, COLLECTOR_MAIN).hash(&mut hasher),
             Source::Kubernetes => (1, kubernetes::ROOT, kubernetes::PROGRAMS).hash(&mut hasher),
             Source::Unpacked(suite, packages) => (1, suite, packages, UNPACKED).hash(&mut hasher),
+            Source::Kernel(suites) => (1, suites, UNPACKED, kernel::MODULES).hash(&mut hasher),
             Source::Npm(packages, files) => (1, packages, files, NPM).hash(&mut hasher),
             Source::Sources(packages) => (2, packages, TEST_TOOLS).hash(&mut hasher),
             Source::KubernetesTools(package) => (1, package, KUBERNETES_TOOLS).hash(&mut hasher),
@@ -342,7 +358,7 @@ fn collector(suite: &str, target: &Path) -> Result<()> {
 }
 
 /// Only the packages and what they depend on; none of their scripts is run.
-const UNPACKED: &[&str] = &[
+pub(crate) const UNPACKED: &[&str] = &[
     "--variant=extract",
     "--architectures=amd64",
     "--aptopt=APT::Install-Recommends \"false\"",

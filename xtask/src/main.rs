@@ -35,6 +35,7 @@ mod test;
     reason = "shared with agent/build.rs, which compiles with it; here it is only looked for"
 )]
 mod toolchain;
+mod vm;
 
 /// Every developer command of cadscope
 ///
@@ -75,7 +76,7 @@ enum Task {
     /// Makes what is missing; `test` calls it for those it needs.
     Builds {
         /// Which (all unless told): freecad-1.0, freecad-1.1, wheel-7.7, wheel-7.8, wheel-7.9, wheel-8.0,
-        /// otel-python, otelcol, kubernetes
+        /// otel-python, otelcol, kubernetes, qemu, linux-5.10, linux-6.1, linux-6.12, linux-7, …
         names: Vec<String>,
     },
     /// Write what is made from something else
@@ -141,6 +142,18 @@ enum Task {
         /// What the node is to do; without, it says what there is
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         words: Vec<String>,
+    },
+    /// Try other kernels in virtual machines: 5.10 (is refused), 6.1, 6.12, 7 (the newest)
+    ///
+    /// Debian's kernels under QEMU, whose processor is emulated; the guests see this machine's files and write none of them.
+    /// Runs the same tests as on this kernel, release build, and writes what came out into the table of
+    /// docs/reliability.md. Takes about half an hour a kernel, `--short` a minute.
+    Vm {
+        /// Which kernels (all unless told)
+        kernels: Vec<String>,
+        /// Only what `cargo xtask test` tries
+        #[arg(long)]
+        short: bool,
     },
     /// Mixed FreeCAD work and faults for as long as you like, while everything is counted: nothing lost, nothing kept
     Soak {
@@ -226,6 +239,7 @@ fn main() -> ExitCode {
         Task::Demo { script } => demo::demo(script),
         Task::Test { full } => test::test(test::Rules { full, locked: false }),
         Task::Ci { full } => test::test(test::Rules { full, locked: true }),
+        Task::Vm { kernels, short } => vm::vm(&kernels, short),
         Task::Fresh { promise, keep } => fresh::fresh(promise, keep),
         Task::Soak { minutes } => test::soak(minutes),
         Task::K8s { words } => kubernetes::node(&words),

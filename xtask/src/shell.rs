@@ -20,6 +20,14 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 
 /// Runs to success and passes its standard output on line by line, to `seen` as well.
 pub(crate) fn run_watched(command: &mut Command, mut seen: impl FnMut(&str)) -> Result<()> {
+    follow(command, |line| {
+        println!("{line}");
+        seen(line);
+    })
+}
+
+/// Runs to success and gives its standard output line by line.
+pub(crate) fn follow(command: &mut Command, mut seen: impl FnMut(&str)) -> Result<()> {
     let line = written(command);
     println!("$ {line}");
     let mut child = command
@@ -31,7 +39,6 @@ pub(crate) fn run_watched(command: &mut Command, mut seen: impl FnMut(&str)) -> 
         for text in BufReader::new(output).split(b'\n') {
             let text = text?;
             let text = String::from_utf8_lossy(&text);
-            println!("{text}");
             seen(&text);
         }
     }

@@ -13,6 +13,7 @@ use crate::package;
 use crate::places::repository;
 use crate::setup::{self, Purpose, is_root};
 use crate::shell::{cargo, headline, minutes, run, run_watched};
+use crate::vm::{self, Length};
 
 /// How much is tested, and how strictly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,11 +83,17 @@ fn all(stages: &mut Stages, rules: Rules) -> Result<()> {
         Ok(())
     })?;
     stages.run("other builds", || builds::make_for_tests(rules.full))?;
+    stages.run("other kernels", || {
+        let length = if rules.full { Length::Long } else { Length::Short };
+        vm::test(length, binary.as_deref().context("not built")?)
+    })?;
     stages.count("root tests", |counts| {
         let mut cargo = cargo()?;
         cargo.args(["test", "--package", "cadscope-tests", "--", "--test-threads=1"]);
         cargo.args(rules.full.then_some("--include-ignored"));
-        cargo.env("CADSCOPE_BIN", binary.context("not built")?).env("CADSCOPE_BUILDS", builds::folder()?);
+        cargo
+            .env("CADSCOPE_BIN", binary.as_deref().context("not built")?)
+            .env("CADSCOPE_BUILDS", builds::folder()?);
         if rules.full {
             cargo.env("CADSCOPE_FULL", "1").env("CADSCOPE_DEB", package::package()?);
             cargo.env("CADSCOPE_IMAGE", image::image(image::Machine::Amd64)?);

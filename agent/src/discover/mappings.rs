@@ -1,7 +1,8 @@
 //! Turns the kernel's own account of executable mappings into a stream of [`Mapping`]s.
 //!
 //! perf reports every executable mapping of every process (PERF_RECORD_MMAP2) with the identity of the file, needs
-//! CAP_PERFMON only, and costs a process that maps nothing exactly nothing.
+//! CAP_PERFMON only, and costs a process that maps nothing exactly nothing. Where `kernel.perf_event_paranoid` is 3 or more,
+//! as Debian's and Ubuntu's kernels have it, opening it needs CAP_SYS_ADMIN: it is opened before rights are given up.
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
@@ -78,6 +79,9 @@ pub enum MappingsError {
         /// Why.
         source: std::io::Error,
     },
+    /// The kernel does not begin to report.
+    #[error("cannot begin to follow executable mappings: {0}")]
+    Enable(std::io::Error),
 }
 
 /// The stream, one buffer a CPU.
@@ -87,22 +91,34 @@ pub struct Mappings {
 }
 
 impl Mappings {
-    /// Opens the stream for all processes.
+    /// Opens the stream for all processes; nothing is reported yet.
     ///
     /// # Errors
     /// The kernel's refusal.
     pub fn open(sys: &Path) -> Result<Self, MappingsError> {
         let mut samplers = Vec::new();
         for cpu in online_cpus(sys) {
-            let error = |source| MappingsError::Open { cpu, source };
-            // A watermark of one byte: `wakeup_events` counts samples only, and there are none.
-            let mut builder = Builder::new(Software::DUMMY);
-            builder.any_pid().one_cpu(cpu).include_kernel().include_hv();
-            builder.mmap(true).mmap2(true).comm(true).comm_exec(true).wakeup_watermark(1).enabled(true);
-            let sampler = builder.build().and_then(|counter| counter.sampled(BUFFER_BYTES)).map_err(error)?;
-            samplers.push(sampler);
+            let opened = event(cpu).build().and_then(|counter| counter.sampled(BUFFER_BYTES));
+            samplers.push(opened.map_err(|source| MappingsError::Open { cpu, source })?);
         }
         Ok(Self { samplers, lost: 0 })
+    }
+
+    /// Whether the stream could be opened, by a trial on one CPU.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn try_to_open(sys: &Path) -> Result<(), MappingsError> {
+        let cpu = online_cpus(sys).first().copied().unwrap_or(0);
+        event(cpu).build().map(drop).map_err(|source| MappingsError::Open { cpu, source })
+    }
+
+    /// From now on mappings are reported.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn enable(&mut self) -> Result<(), MappingsError> {
+        self.samplers.iter_mut().try_for_each(|sampler| sampler.enable()).map_err(MappingsError::Enable)
     }
 
     /// Descriptors that become readable when there is something to take.
@@ -149,6 +165,15 @@ impl Mappings {
             }
         }
     }
+}
+
+/// The mapping events of all processes on one CPU, not enabled.
+fn event(cpu: usize) -> Builder<'static> {
+    // A watermark of one byte: `wakeup_events` counts samples only, and there are none.
+    let mut builder = Builder::new(Software::DUMMY);
+    builder.any_pid().one_cpu(cpu).include_kernel().include_hv();
+    builder.mmap(true).mmap2(true).comm(true).comm_exec(true).wakeup_watermark(1).enabled(false);
+    builder
 }
 
 /// The CPUs that are on, from sysfs; CPU 0 if it does not say.

@@ -13,7 +13,7 @@ use anyhow::{Context, bail};
 use nix::sys::signal::{SigSet, Signal};
 
 use crate::config::{AgentUrl, TopSource};
-use crate::discover;
+use crate::discover::{self, Mappings};
 use crate::live::{Recent, Snapshot};
 use crate::observe::{Observer, ObserverOptions, now_ns};
 
@@ -75,6 +75,14 @@ impl Stop {
     }
 }
 
+/// Where snapshots are to come from.
+pub(super) enum Origin {
+    /// An agent that runs already.
+    Agent(AgentUrl),
+    /// An observation of its own, whose mapping events were opened while the rights for it were there.
+    Own(Mappings),
+}
+
 /// The agent to ask; `None` for an observation of its own, because the user wants it or no agent answers.
 pub(super) fn choose(source: &TopSource) -> Option<AgentUrl> {
     match source {
@@ -86,20 +94,23 @@ pub(super) fn choose(source: &TopSource) -> Option<AgentUrl> {
 
 /// Starts the source; gives its name and what it says.
 pub(super) fn start(
-    agent: Option<AgentUrl>,
+    origin: Origin,
     options: ObserverOptions,
     stop: &Stop,
 ) -> anyhow::Result<(String, Receiver<News>)> {
     let (sender, news) = sync_channel(1);
     let stop = stop.clone();
-    if let Some(url) = agent {
-        let stream = connect(&url, PATIENCE)?;
-        let place = format!("agent {url}");
-        std::thread::spawn(move || follow(&url, Some(stream), &sender, &stop));
-        return Ok((place, news));
-    }
+    let mappings = match origin {
+        Origin::Own(mappings) => mappings,
+        Origin::Agent(url) => {
+            let stream = connect(&url, PATIENCE)?;
+            let place = format!("agent {url}");
+            std::thread::spawn(move || follow(&url, Some(stream), &sender, &stop));
+            return Ok((place, news));
+        }
+    };
     let recent = Recent::new(options.sources.threshold);
-    let observer = Observer::start(options)?;
+    let observer = Observer::start(options, mappings)?;
     std::thread::Builder::new()
         .name("observe".to_owned())
         .spawn(move || observe(observer, recent, &sender, &stop))?;

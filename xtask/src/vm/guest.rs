@@ -1,0 +1,224 @@
+//! Turns a kernel and a list of commands into what each command said and how it ended: a machine in QEMU whose root file
+//! system is this machine's, read-only, over 9p.
+//!
+//! The processor is emulated (TCG): virtual machines hang where this machine is one itself without nested virtualisation
+//! proper, and a test that runs everywhere is worth more than a fast one. Times inside mean nothing. The guest has its own
+//! /tmp, /run, /proc, /sys and cgroups, and no network.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::builds;
+use crate::places::target_dir;
+use crate::shell::follow;
+use crate::vm::kernel::Kernel;
+
+/// Version of the cgroups that a guest has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cgroups {
+    /// v1 with the memory controller, beside a v2 without.
+    V1,
+    /// The one hierarchy of v2.
+    V2,
+}
+
+/// A command of the guest, run by the shell of this machine's root file system.
+#[derive(Clone, Debug)]
+pub(crate) struct Step {
+    pub(crate) command: String,
+    /// It is ended after so long.
+    pub(crate) limit: Duration,
+}
+
+/// What became of a guest.
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    /// Its `uname -r`.
+    pub(crate) release: String,
+    /// Exit status of each step that ended, from the first.
+    pub(crate) ended: Vec<i32>,
+}
+
+const BEGIN: &str = "@@step ";
+const END: &str = "@@ended ";
+const RELEASE: &str = "@@release ";
+
+/// Boots, runs the steps, powers off. What the guest says is printed as it comes; one that dies leaves steps without an end.
+pub(crate) fn boot(kernel: &Kernel, cgroups: Cgroups, steps: &[Step]) -> Result<Outcome> {
+    let folder = target_dir()?.join("vm");
+    fs::create_dir_all(&folder)?;
+    let archive = folder.join(format!("{}-{}.cpio", kernel.name, std::process::id()));
+    fs::write(&archive, initramfs(&kernel.folder()?, cgroups, steps)?)?;
+    let limit = steps.iter().fold(Duration::from_secs(300), |sum, step| sum + step.limit);
+    let mut outcome = Outcome::default();
+    let run = follow(&mut qemu(kernel, &archive, limit)?, |line| outcome.take(line));
+    fs::remove_file(&archive)?;
+    if let Err(error) = run {
+        println!("Linux {}: {error:#}", kernel.name);
+    }
+    if outcome.ended.len() < steps.len() {
+        println!("Linux {} ended after {} of {} steps", kernel.name, outcome.ended.len(), steps.len());
+    }
+    Ok(outcome)
+}
+
+impl Outcome {
+    fn take(&mut self, line: &str) {
+        let line = line.trim_end();
+        if let Some(release) = line.strip_prefix(RELEASE) {
+            release.clone_into(&mut self.release);
+        } else if let Some(status) = line.strip_prefix(END) {
+            self.ended.push(status.parse().unwrap_or(-1));
+        } else if !line.starts_with(BEGIN) {
+            println!("  {line}");
+        }
+    }
+}
+
+/// QEMU of another suite, with that suite's own libraries and loader.
+fn qemu(kernel: &Kernel, archive: &Path, limit: Duration) -> Result<Command> {
+    let root = builds::folder()?.join("qemu").canonicalize().context("no build `qemu`")?;
+    let usr = root.join("usr");
+    let folder = kernel.folder()?.canonicalize().with_context(|| format!("no build `{}`", kernel.build))?;
+    let mut qemu = Command::new("timeout");
+    qemu.args(["-k", "10", &limit.as_secs().to_string()]).arg(usr.join("lib64/ld-linux-x86-64.so.2"));
+    qemu.arg("--library-path").arg(usr.join("lib/x86_64-linux-gnu"));
+    qemu.arg(usr.join("bin/qemu-system-x86_64"));
+    qemu.arg("-L").arg(usr.join("share/qemu")).arg("-L").arg(usr.join("share/seabios"));
+    qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "2048"]);
+    qemu.args(["-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio", "-net", "none"]);
+    // Several file systems of this machine lie below its root: their inode numbers are told apart.
+    qemu.args(["-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"]);
+    qemu.args(["-device", "virtio-9p-pci,fsdev=root,mount_tag=root"]);
+    qemu.arg("-kernel").arg(folder.join("vmlinuz")).arg("-initrd").arg(archive);
+    qemu.args(["-append", "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable"]);
+    Ok(qemu)
+}
+
+/// The first program of the guest. Modules are tried until those that they need are there; kernels of Debian 13 and newer
+/// say that a compressed module is none before busybox unpacks it.
+const INIT: &str = r#"#!/bin/busybox sh
+B=/bin/busybox R=/root
+for round in 1 2 3 4; do for module in /modules/*; do $B insmod $module 2>/dev/null; done; done
+$B mount -t 9p -o trans=virtio,version=9p2000.L,cache=loose,msize=524288,ro root $R || echo "the root file system cannot be mounted"
+$B mount -t proc proc $R/proc; $B mount -t sysfs sys $R/sys; $B mount -t devtmpfs dev $R/dev
+$B mkdir -p $R/dev/shm; for folder in tmp run dev/shm; do $B mount -t tmpfs tmpfs $R/$folder; done
+$B mount -t tracefs tracefs $R/sys/kernel/tracing; $B mount -t bpf bpf $R/sys/fs/bpf
+. /cgroups
+$B ip link set lo up
+echo "@@release $($B uname -r)"
+. /steps
+$B poweroff -f
+"#;
+const CGROUP_V2: &str = "$B mount -t cgroup2 cgroup2 $R/sys/fs/cgroup\n";
+const CGROUP_V1: &str =
+    "$B mount -t tmpfs tmpfs $R/sys/fs/cgroup; cd $R/sys/fs/cgroup; $B mkdir memory unified
+$B mount -t cgroup -o memory cgroup memory; $B mount -t cgroup2 cgroup2 unified; cd /\n";
+
+fn initramfs(kernel: &Path, cgroups: Cgroups, steps: &[Step]) -> Result<Vec<u8>> {
+    let busybox = builds::folder()?.join("qemu/usr/bin/busybox");
+    let mut archive = Archive::default();
+    for folder in ["bin", "modules", "root", "proc"] {
+        archive.add(folder, FOLDER, &[])?;
+    }
+    archive.add("bin/busybox", PROGRAM, &fs::read(&busybox).context("no build `qemu`")?)?;
+    for entry in fs::read_dir(kernel.join("modules"))? {
+        let entry = entry?;
+        let name = format!("modules/{}", entry.file_name().to_string_lossy());
+        archive.add(&name, PROGRAM, &fs::read(entry.path())?)?;
+    }
+    archive.add("init", PROGRAM, INIT.as_bytes())?;
+    let mounts = if cgroups == Cgroups::V1 { CGROUP_V1 } else { CGROUP_V2 };
+    archive.add("cgroups", PROGRAM, mounts.as_bytes())?;
+    archive.add("steps", PROGRAM, script(steps).as_bytes())?;
+    archive.end()
+}
+
+fn script(steps: &[Step]) -> String {
+    let mut script = String::new();
+    for (number, step) in steps.iter().enumerate() {
+        let command = step.command.replace('\'', r"'\''");
+        let seconds = step.limit.as_secs();
+        let _ = writeln!(script, "echo '{BEGIN}{number}'");
+        let _ = writeln!(
+            script,
+            "$B chroot $R /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp timeout -k 5 {seconds} \
+             /bin/sh -c '{command}' </dev/null 2>&1\necho \"{END}$?\""
+        );
+    }
+    script
+}
+
+const FOLDER: u32 = 0o040_755;
+const PROGRAM: u32 = 0o100_755;
+
+/// A cpio archive in the form that the kernel unpacks (`newc`).
+#[derive(Default)]
+struct Archive {
+    bytes: Vec<u8>,
+    entries: u32,
+}
+
+impl Archive {
+    fn add(&mut self, name: &str, mode: u32, content: &[u8]) -> Result<()> {
+        self.entries += 1;
+        let (size, length) = (u32::try_from(content.len())?, u32::try_from(name.len() + 1)?);
+        let fields = [self.entries, mode, 0, 0, 1, 0, size, 0, 0, 0, 0, length, 0];
+        let mut header = "070701".to_owned();
+        for field in fields {
+            let _ = write!(header, "{field:08x}");
+        }
+        self.bytes.extend_from_slice(header.as_bytes());
+        self.bytes.extend_from_slice(name.as_bytes());
+        self.bytes.push(0);
+        self.pad();
+        self.bytes.extend_from_slice(content);
+        self.pad();
+        Ok(())
+    }
+
+    fn pad(&mut self) {
+        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+    }
+
+    fn end(mut self) -> Result<Vec<u8>> {
+        self.add("TRAILER!!!", 0, &[])?;
+        Ok(self.bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_archive_is_aligned_and_ends_with_its_trailer() {
+        let mut archive = Archive::default();
+        archive.add("a", PROGRAM, b"12345").unwrap();
+        let bytes = archive.end().unwrap();
+        assert_eq!(bytes.len() % 4, 0);
+        assert_eq!(bytes.get(..6), Some(&b"070701"[..]));
+        assert_eq!(bytes.get(112..117), Some(&b"12345"[..]), "name and its end fill the header's row");
+        assert!(bytes.windows(11).any(|window| window == b"TRAILER!!!\0"));
+    }
+
+    #[test]
+    fn a_guest_says_its_release_and_how_each_step_ended() {
+        let mut outcome = Outcome::default();
+        for line in ["@@release 6.1.0\r", "@@step 0\r", "words\r", "@@ended 0\r", "@@step 1", "@@ended 101"] {
+            outcome.take(line);
+        }
+        assert_eq!((outcome.release.as_str(), outcome.ended.as_slice()), ("6.1.0", &[0, 101][..]));
+    }
+
+    #[test]
+    fn a_command_with_quotes_stays_one_word() {
+        let step = Step { command: "echo 'a b'".to_owned(), limit: Duration::from_secs(9) };
+        assert!(script(&[step]).contains(r"/bin/sh -c 'echo '\''a b'\'''"));
+    }
+}
