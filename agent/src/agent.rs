@@ -65,7 +65,8 @@ pub fn run(
         redis::start(url.clone(), shared.progress()).context("cannot publish progress")?;
     }
     let validation = config.validation.as_ref().zip(store);
-    let validation = validation.map(|(config, store)| Validation::start(config, store)).transpose()?;
+    let holds = !options.min_duration.is_zero();
+    let validation = validation.map(|(config, store)| Validation::start(config, store, holds)).transpose()?;
     let observer = Observer::start(options, mappings)?;
     let scheme = guard.scheme();
     info!(listen = %listener.local_addr()?, scheme, kernel = observer.mode().as_str(), "observing");

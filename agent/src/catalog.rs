@@ -25,7 +25,7 @@
 //! material = { constant = "steel" }
 //! kind = { value = "kind", map = { 0 = "spur", 1 = "bevel" } }
 //! teeth = { value = "teeth", range = true }           # see `ranges`
-//! workbench = { value = "class", workbench = true }   # Part::Box -> Part
+//! workbench = { value = "class", workbench = true }   # Part::Box -> Part; of = "objects": none where that is 0
 //! class = { value = "class" }                         # the text itself: only where there are few
 //! source = { value = "path", extension = true }       # lower-case extension
 //! format = { value = "path", extension = true, map = { stp = "STEP" } }
@@ -288,8 +288,9 @@ pub enum Label {
     Map(String, BTreeMap<i64, String>),
     /// The range that a number falls in: see [`ranges`].
     Range(String),
-    /// The part of a class name before `::` (`Part::Box` → `Part`): its workbench; `none` for a class outside of any.
-    Workbench(String),
+    /// The part of a class name before `::` (`Part::Box` → `Part`): its workbench; `none` for a class outside of any,
+    /// and where the value of the second name, a number of objects, is 0.
+    Workbench(String, Option<String>),
     /// The text itself (bounded by the metric registry).
     Text(String),
     /// The lower-case extension of a file name.

@@ -32,7 +32,7 @@ mod agent_url;
 const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9777);
 
 /// Keys of the configuration file.
-pub const FILE_KEYS: [&str; 31] = [
+pub const FILE_KEYS: [&str; 32] = [
     "ai_latency",
     "ai_provider",
     "attach",
@@ -58,6 +58,7 @@ pub const FILE_KEYS: [&str; 31] = [
     "request_id_env",
     "source_samples",
     "source_threshold",
+    "span_pod_labels",
     "state",
     "sys",
     "tls_cert",
@@ -248,6 +249,10 @@ enum CommandArgs {
         /// [env: CADSCOPE_POD_LABELS] [default: true]
         #[arg(long, value_name = "BOOL")]
         pod_labels: Option<bool>,
+        /// Whether spans carry the labels of the worker's pod, which the Kubernetes API is asked for
+        /// [env: CADSCOPE_SPAN_POD_LABELS] [default: false]
+        #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+        span_pod_labels: Option<bool>,
         /// Redis that the progress of jobs is published to, redis://HOST:6379 [env: CADSCOPE_PROGRESS_REDIS]
         /// [default: none]
         #[arg(long, value_name = "URL")]
@@ -562,6 +567,8 @@ pub struct AgentConfig {
     pub trace_ratio: f64,
     /// Whether metrics about workers carry the labels of their pod.
     pub pod_labels: bool,
+    /// Whether spans carry the labels that the worker's pod was given.
+    pub span_pod_labels: bool,
     /// Where the progress of jobs is published.
     pub progress_redis: Option<RedisUrl>,
     /// Whose calls are measured; `None`: nobody's.
@@ -944,6 +951,7 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
                 remove_above,
                 trace_ratio,
                 pod_labels,
+                span_pod_labels,
                 progress_redis,
                 ai_latency,
                 export_validation,
@@ -973,6 +981,7 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
                     limits,
                     trace_ratio,
                     pod_labels: self.setting(pod_labels, "pod_labels", true)?,
+                    span_pod_labels: self.setting(span_pod_labels, "span_pod_labels", false)?,
                     progress_redis: self.progress_redis(progress_redis)?,
                     ai_providers: self.ai_providers(ai_latency)?,
                     validation: self.validation(export_validation, export_bytes, state)?,
@@ -1059,6 +1068,7 @@ mod tests {
             limits: Limits { records: 50_000.0, calls: 500_000.0 },
             trace_ratio: 1.0,
             pod_labels: true,
+            span_pod_labels: false,
             progress_redis: None,
             ai_providers: None,
             validation: Some(ValidationConfig {

@@ -85,8 +85,8 @@ pub enum Observation {
     },
     /// A probe is called too often.
     Limited {
-        /// Its id.
-        probe: String,
+        /// Which.
+        probe: Arc<Probe>,
         /// What was done.
         measure: Measure,
         /// Calls a second.
@@ -358,7 +358,7 @@ impl Observer {
             if self.attacher.limit(&mut self.kernel, probe, measure, rate).unwrap_or(false)
                 && let Some(slot) = self.attacher.slot(probe)
             {
-                say(Observation::Limited { probe: slot.probe.id.clone(), measure, rate });
+                say(Observation::Limited { probe: Arc::clone(&slot.probe), measure, rate });
             }
         }
     }

@@ -209,6 +209,25 @@ mod tests {
         assert_eq!(operation.unread, u16::MAX);
     }
 
+    #[test]
+    fn the_machines_memory_is_told_from_a_cgroups_limit() {
+        let record = |level| OutOfMemory {
+            kind: record_kind::OUT_OF_MEMORY,
+            level,
+            process: ProcessKey::default(),
+            at_ns: 7,
+            pages: 3,
+            limit_pages: 2,
+            asking_pid: 1,
+            padding: 0,
+        };
+        let page = procfs::page_size();
+        let own = out_of_memory(&record(0));
+        assert_eq!((own.limit, own.resident_bytes), (Limit::Cgroup { level: 0, bytes: 2 * page }, 3 * page));
+        assert_eq!(out_of_memory(&record(2)).limit, Limit::Cgroup { level: 2, bytes: 2 * page });
+        assert_eq!(out_of_memory(&record(record::NO_LIMIT)).limit, Limit::Node);
+    }
+
     proptest::proptest! {
         #[test]
         fn no_bytes_make_it_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..600)) {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use cadscope_common::record::ProcessKey;
 
 use crate::catalog::{Label, Probe};
-use crate::operation::{Operation, Outcome, Value, Worker};
+use crate::operation::{Operation, Value, Worker};
 
 /// A worker of FreeCAD 1.0.2 and OCCT 7.8.1.
 pub(crate) fn worker(pid: u32, program: &str) -> Arc<Worker> {
@@ -64,23 +64,8 @@ pub(crate) fn boolean() -> Probe {
 /// An operation of the main thread, in milliseconds.
 pub(crate) fn operation(probe: &Arc<Probe>, worker: &Arc<Worker>, start_ms: f64, end_ms: f64) -> Operation {
     let ns = |ms: f64| u64::try_from(std::time::Duration::from_secs_f64(ms / 1e3).as_nanos()).unwrap();
-    Operation {
-        probe: Arc::clone(probe),
-        worker: Arc::clone(worker),
-        tid: worker.process.pid,
-        depth: 0,
-        start_ns: ns(start_ms),
-        end_ns: ns(end_ms),
-        parent_start_ns: None,
-        outcome: Outcome::Ok,
-        ended_by: "return",
-        exception: None,
-        signal: None,
-        source: None,
-        values: BTreeMap::new(),
-        memory: None,
-        file: None,
-    }
+    let (tid, start_ns) = (worker.process.pid, ns(start_ms));
+    Operation { tid, start_ns, ..Operation::unread(probe, worker, ns(end_ms)) }
 }
 
 /// An integer value.

@@ -2,8 +2,9 @@
 //!
 //! What the same inputs are is told in [`crate::inputs`], what of a file counts in [`crate::digest`]. Files are read by a
 //! thread of its own; between it and the thread that observes lies a channel that is bounded: what does not fit is not
-//! judged, and counted. A process of which something was dropped has unknown inputs from then on. An export that was the
-//! first of its inputs has no verdict; nor has one whose file was changed or removed before it was read.
+//! judged, and counted. A process of which something was dropped has unknown inputs from then on, and so has one whose loads
+//! or exports were only counted: where that can be, exports are held until the counts have been asked for. An export that
+//! was the first of its inputs has no verdict; nor has one whose file was changed or removed before it was read.
 
 mod judge;
 mod store;
@@ -17,6 +18,8 @@ use cadscope_common::record::ProcessKey;
 
 use self::judge::Judge;
 pub use self::store::Store;
+use crate::budget::Measure;
+use crate::catalog::Probe;
 use crate::config::ValidationConfig;
 use crate::inputs::{OpenFile, Touched};
 use crate::operation::{Operation, Outcome, Worker};
@@ -51,13 +54,19 @@ pub struct Validation {
     processes: HashMap<u32, Process>,
     /// Counts how often something was dropped.
     epoch: u64,
-    has_overflowed: bool,
+    /// Nothing is judged any more.
+    is_blind: bool,
+    /// Calls can be without records: exports wait until these have been counted.
+    holds: bool,
+    held: Vec<(ProcessKey, Box<Export>)>,
 }
 
 #[derive(Debug)]
 struct Process {
     /// The epoch in which it was first heard of.
     since: u64,
+    /// Of some of its loads or exports nothing is known but that they were.
+    is_doubted: bool,
     /// How many exports there were of a format and file name.
     exports: BTreeMap<(String, String), u32>,
 }
@@ -88,16 +97,21 @@ struct Export {
 }
 
 impl Validation {
-    /// Starts the thread.
+    /// Starts the thread. `holds`: short calls are only counted.
     ///
     /// # Errors
     /// The system has no room for one.
-    pub fn start(config: &ValidationConfig, store: Store) -> io::Result<Self> {
+    pub fn start(config: &ValidationConfig, store: Store, holds: bool) -> io::Result<Self> {
         let (to_thread, messages) = sync_channel(WAITING);
         let (say, verdicts) = channel();
         let judge = Judge::new(config, store, say);
         std::thread::Builder::new().name("exports".to_owned()).spawn(move || judge.run(&messages))?;
-        Ok(Self { to_thread, verdicts, processes: HashMap::new(), epoch: 0, has_overflowed: false })
+        Ok(Self { holds, ..Self::new(to_thread, verdicts) })
+    }
+
+    fn new(to_thread: SyncSender<Message>, verdicts: Receiver<Verdict>) -> Self {
+        let (processes, held) = (HashMap::new(), Vec::new());
+        Self { to_thread, verdicts, processes, epoch: 0, is_blind: false, holds: false, held }
     }
 
     /// Takes the outermost operation of its group.
@@ -143,7 +157,65 @@ impl Validation {
             number,
             ended_ns: operation.end_ns,
         };
-        if self.send(process, What::Exported(Box::new(export))) { Ok(()) } else { Err("busy") }
+        let export = Box::new(export);
+        if self.holds {
+            self.held.push((process, export));
+            return Ok(());
+        }
+        self.judge(process, export)
+    }
+
+    fn judge(&mut self, process: ProcessKey, export: Box<Export>) -> Result<(), &'static str> {
+        match self.process(process.pid) {
+            Some(known) if !known.is_doubted => {
+                if self.send(process, What::Exported(export)) {
+                    Ok(())
+                } else {
+                    Err("busy")
+                }
+            }
+            _ => Err("inputs_unknown"),
+        }
+    }
+
+    /// Calls of this probe have no records from now on.
+    pub fn limit(&mut self, probe: &Probe, measure: Measure) {
+        if !is_input(probe) {
+            return;
+        }
+        match measure {
+            Measure::Record => {}
+            Measure::Count => self.holds = true,
+            Measure::Remove => self.is_blind = true,
+        }
+    }
+
+    /// A call of this process has been counted, and nothing else is known of it.
+    pub fn doubt(&mut self, probe: &Probe, process: ProcessKey) {
+        if is_input(probe)
+            && let Some(process) = self.process(process.pid)
+        {
+            process.is_doubted = true;
+        }
+    }
+
+    /// Exports wait for [`Self::settle`].
+    #[must_use]
+    pub fn waits(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    /// What had been counted when these exports (of one process or all) ended has been doubted: they are judged.
+    pub fn settle(&mut self, of: Option<ProcessKey>, mut say: impl FnMut(Verdict)) {
+        for (process, export) in std::mem::take(&mut self.held) {
+            if of.is_some_and(|of| of != process) {
+                self.held.push((process, export));
+                continue;
+            }
+            if let Err(reason) = self.judge(process, export) {
+                say(Verdict::Not(reason));
+            }
+        }
     }
 
     /// Counts the exports of a name; `None` where too much is not known of the process.
@@ -158,12 +230,12 @@ impl Validation {
     }
 
     fn process(&mut self, pid: u32) -> Option<&mut Process> {
-        self.has_overflowed |= self.processes.len() >= MAX_PROCESSES;
-        if self.has_overflowed {
+        self.is_blind |= self.processes.len() >= MAX_PROCESSES;
+        if self.is_blind {
             self.processes.clear();
             return None;
         }
-        let new = Process { since: self.epoch, exports: BTreeMap::new() };
+        let new = Process { since: self.epoch, is_doubted: false, exports: BTreeMap::new() };
         Some(self.processes.entry(pid).or_insert(new))
     }
 
@@ -177,8 +249,9 @@ impl Validation {
         sent
     }
 
-    /// A process is over.
-    pub fn end(&mut self, process: ProcessKey) {
+    /// A process is over, and its counts have been doubted.
+    pub fn end(&mut self, process: ProcessKey, say: impl FnMut(Verdict)) {
+        self.settle(Some(process), say);
         if self.processes.contains_key(&process.pid) {
             self.send(process, What::Ended);
             self.processes.remove(&process.pid);
@@ -189,6 +262,11 @@ impl Validation {
     pub fn verdicts(&self) -> impl Iterator<Item = Verdict> {
         self.verdicts.try_iter()
     }
+}
+
+/// Its calls are inputs of what is exported after them, or exports that are numbered.
+fn is_input(probe: &Probe) -> bool {
+    probe.loads() || probe.group.as_deref() == Some("export")
 }
 
 #[cfg(test)]

@@ -45,7 +45,9 @@ type Spans = Arc<Mutex<Vec<Span>>>;
 #[derive(Debug)]
 pub struct Collector {
     process: Option<Running>,
+    network: Option<PathBuf>,
     config: PathBuf,
+    address: String,
     grpc: u16,
     http: u16,
     spans: Spans,
@@ -58,20 +60,30 @@ impl Collector {
     /// # Errors
     /// It has not been made, or does not listen.
     pub fn start() -> Result<Self> {
+        Self::start_at(None, "127.0.0.1")
+    }
+
+    /// The same in another network, at an address of it.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_at(network: Option<&Path>, address: &str) -> Result<Self> {
         let (folder, grpc, http) = (crate::node::scratch()?, free_port()?, free_port()?);
-        let (sink, spans) = sink()?;
+        let (sink, spans) = sink(network)?;
         let config = folder.path().join("config.yaml");
         std::fs::write(
             &config,
             format!(
-                "receivers:\n  otlp: {{protocols: {{grpc: {{endpoint: \"127.0.0.1:{grpc}\"}}, \
-                 http: {{endpoint: \"127.0.0.1:{http}\"}}}}}}\n\
+                "receivers:\n  otlp: {{protocols: {{grpc: {{endpoint: \"{address}:{grpc}\"}}, \
+                 http: {{endpoint: \"{address}:{http}\"}}}}}}\n\
                  exporters:\n  otlphttp: {{endpoint: \"http://127.0.0.1:{sink}\", encoding: json, compression: none}}\n\
                  service:\n  telemetry: {{metrics: {{level: none}}}}\n  \
                  pipelines: {{traces: {{receivers: [otlp], exporters: [otlphttp]}}}}\n"
             ),
         )?;
-        let mut collector = Self { process: None, config, grpc, http, spans, folder };
+        let network = network.map(Path::to_owned);
+        let address = address.to_owned();
+        let mut collector = Self { process: None, network, config, address, grpc, http, spans, folder };
         collector.restart()?;
         Ok(collector)
     }
@@ -83,12 +95,23 @@ impl Collector {
     pub fn restart(&mut self) -> Result<()> {
         self.kill();
         let log = std::fs::File::create(self.folder.path().join("log"))?;
-        let mut command = Command::new(crate::builds::folder()?.join("otelcol/otelcol"));
-        command.arg("--config").arg(&self.config).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        let child = command.spawn().context("no collector: run `cargo xtask builds otelcol`")?;
+        let mut command = Command::new("nsenter");
+        command.args(self.network.iter().map(|network| format!("--net={}", network.display()))).arg("--");
+        command
+            .arg(crate::builds::folder()?.join("otelcol/otelcol"))
+            .arg("--config")
+            .arg(&self.config)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        let child = command.spawn().context("nsenter (util-linux) cannot be started")?;
         self.process = Some(Running(child));
-        let listens =
-            || [self.grpc, self.http].iter().all(|port| TcpStream::connect(("127.0.0.1", *port)).is_ok());
+        let at = |port: &u16| Ok(TcpStream::connect((self.address.as_str(), *port))?);
+        let listens = || {
+            [self.grpc, self.http]
+                .iter()
+                .all(|port| crate::network::inside(self.network.as_deref(), || at(port)).is_ok())
+        };
         run::until("the collector listens", Duration::from_secs(20), || listens().then_some(()))
             .with_context(|| run::text(&self.folder.path().join("log")))
     }
@@ -107,13 +130,13 @@ impl Collector {
     /// For OTLP over gRPC.
     #[must_use]
     pub fn grpc(&self) -> String {
-        format!("http://127.0.0.1:{}", self.grpc)
+        format!("http://{}:{}", self.address, self.grpc)
     }
 
     /// For OTLP over HTTP.
     #[must_use]
     pub fn http(&self) -> String {
-        format!("http://127.0.0.1:{}", self.http)
+        format!("http://{}:{}", self.address, self.http)
     }
 
     /// What has arrived.
@@ -152,8 +175,8 @@ impl Collector {
 }
 
 /// Receives OTLP in JSON; gives its port.
-fn sink() -> Result<(u16, Spans)> {
-    let listener = TcpListener::bind("127.0.0.1:0")?;
+fn sink(network: Option<&Path>) -> Result<(u16, Spans)> {
+    let listener = crate::network::inside(network, || Ok(TcpListener::bind("127.0.0.1:0")?))?;
     let port = listener.local_addr()?.port();
     let spans = Spans::default();
     let kept = Arc::clone(&spans);

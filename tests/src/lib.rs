@@ -23,6 +23,7 @@ pub mod freecad;
 pub mod independent;
 pub mod kubernetes;
 pub mod metrics;
+pub mod network;
 pub mod node;
 pub mod podman;
 pub mod privileges;

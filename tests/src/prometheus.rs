@@ -65,16 +65,11 @@ struct At {
 const LIMIT: Duration = Duration::from_secs(30);
 
 impl At {
-    /// A socket stays in the network in which it was made: a thread goes there to make it.
     fn connect(&self) -> Result<TcpStream> {
-        let at = self.clone();
-        let made = std::thread::spawn(move || -> Result<TcpStream> {
-            if let Some(network) = &at.network {
-                nix::sched::setns(std::fs::File::open(network)?, nix::sched::CloneFlags::CLONE_NEWNET)?;
-            }
-            Ok(TcpStream::connect_timeout(&([127, 0, 0, 1], at.port).into(), LIMIT)?)
-        });
-        made.join().map_err(|_| anyhow::anyhow!("a thread panicked"))?
+        let port = self.port;
+        crate::network::inside(self.network.as_deref(), || {
+            Ok(TcpStream::connect_timeout(&([127, 0, 0, 1], port).into(), LIMIT)?)
+        })
     }
 }
 

@@ -144,6 +144,36 @@ fn hang(agent: &Agent) -> Result<Running> {
     Ok(child)
 }
 
+/// The short form of the test below.
+#[test]
+fn a_worker_without_memory_and_a_dead_agent_are_alerts_at_the_webhook() -> Result<()> {
+    let _node = require_root()?;
+    let manager = Alertmanager::start()?;
+    let mut agent = Agent::start::<&str>(&[])?;
+    let prometheus = Prometheus::start(&[agent.port()], Some(&shortened()?), Some(&manager))?;
+    agent.learn(&["libTKBool", "libTKBO"], || Job::new("plate.py")?.run(LIMIT).map(drop))?;
+    let mut arrived = Arrived::new();
+    let mut arrives = |name: &str, again: &dyn Fn() -> Result<()>| {
+        let begin = Instant::now();
+        while !arrived.contains_key(name) {
+            again()?;
+            take(&manager, Duration::from_secs(1), &mut arrived);
+            ensure!(begin.elapsed() < LIMIT, "no {name}: {:?}\n{}", prometheus.alerts()?, prometheus.log());
+        }
+        Ok(arrived[name].clone())
+    };
+    let killed = arrives("FreeCADWorkerOOM", &run_out_of_memory)?;
+    ensure!(killed["labels"]["operation"] == "cut", "{killed}");
+    agent.end(Signal::SIGKILL)?;
+    let down = arrives("CadscopeDown", &|| Ok(()))?;
+    for alert in [killed, down] {
+        let link = alert["annotations"]["runbook_url"].as_str().unwrap_or_default();
+        let page = link.rsplit_once("/docs/").map_or("", |(_, page)| page);
+        ensure!(folder().join("../docs").join(page).is_file() && !page.is_empty(), "{alert}");
+    }
+    Ok(())
+}
+
 #[test]
 #[ignore = "minutes long"]
 fn an_alert_of_each_kind_gets_from_real_work_to_the_webhook() -> Result<()> {

@@ -130,6 +130,33 @@ fn what_a_job_has_read_is_part_of_its_inputs() -> Result<()> {
     Ok(())
 }
 
+/// What is only counted is short; the export is long.
+#[test]
+fn an_export_behind_a_load_that_was_only_counted_is_not_judged() -> Result<()> {
+    let _node = require_root()?;
+    let (state, build) = (scratch()?, cadscope_tests::builds::BUILDS[0]);
+    let made = scratch()?;
+    build.run_with("validated.py", made.path(), &[("SIZE", "3")], LIMIT)?;
+    let small = fs::read_to_string(made.path().join("shape.brep"))?;
+    let options = ["--linger", "3600", "--min-duration", "20ms", "--state"];
+    let options = options.iter().map(AsRef::as_ref).chain([state.path().as_os_str()]);
+    let agent = Agent::start(&options.collect::<Vec<_>>())?;
+    build.run("warm.py", scratch()?.path(), LIMIT)?;
+    for (input, spheres) in [(small.as_str(), "2000"), ("", "2001")] {
+        let folder = scratch()?;
+        fs::write(folder.path().join("input.brep"), input)?;
+        let before = agent.metrics()?.sum(NOT_COMPARED, &[]);
+        let variables = [("SPHERES", spheres), ("INPUT", "input.brep")];
+        build.run_with("long_export.py", folder.path(), &variables, LIMIT)?;
+        let told = |metrics: &Metrics| metrics.sum(NOT_COMPARED, &[]) > before;
+        let metrics = agent.metrics_when(Duration::from_secs(20), told)?;
+        ensure!(told(&metrics), "nothing is said of the export of {spheres} spheres\n{}", agent.log());
+        // Where the load took long after all, it was seen, and the export is the first of its inputs.
+        ensure!(metrics.sum(VALIDATED, &[]) == 0.0, "{:?}\n{}", verdicts(&metrics), agent.log());
+    }
+    Ok(())
+}
+
 #[test]
 fn exports_are_not_read_where_that_is_not_wanted() -> Result<()> {
     let _node = require_root()?;

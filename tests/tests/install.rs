@@ -1,7 +1,7 @@
 //! Promise: a newcomer with a cluster types what docs/install-kubernetes.md says, and within a minute the dashboards have
 //! data of the FreeCAD that runs there already; what is upgraded goes on, what is removed leaves nothing.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use cadscope_tests::chart::{deploy, kustomize, tool};
+use cadscope_tests::collector::{Collector, Span};
 use cadscope_tests::dashboard;
 use cadscope_tests::document::{Block, blocks};
 use cadscope_tests::kubernetes::{Cluster, FREECAD, agent_image, freecad_image};
@@ -20,6 +21,8 @@ use cadscope_tests::run::{run, until};
 use serde_json::json;
 
 const LIMIT: Duration = Duration::from_secs(120);
+/// Of the node, for its pods.
+const ADDRESS: &str = "172.31.255.2";
 /// What the chart's values name with the page's registry, in the version of the chart.
 const IMAGE: &str = concat!("localhost/cadscope:", env!("CARGO_PKG_VERSION"));
 
@@ -64,6 +67,21 @@ fn jobs() -> String {
     .to_string()
 }
 
+/// A pod of this team, whose jobs are short.
+fn plate(team: &str) -> String {
+    let script = "while true; do freecadcmd /jobs/short.py; done";
+    let container = json!({
+        "name": "worker", "image": FREECAD, "imagePullPolicy": "Never", "command": ["sh", "-c", script],
+        "env": [{ "name": "HOME", "value": "/tmp" }, { "name": "QT_QPA_PLATFORM", "value": "offscreen" }],
+    });
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": { "name": "plate", "namespace": "cad", "labels": { "team": team, "example.com/part": "plate" } },
+        "spec": { "terminationGracePeriodSeconds": 1, "containers": [container] },
+    })
+    .to_string()
+}
+
 /// The page's commands, with `helm` and `kubectl` that reach the node.
 struct Page {
     blocks: Vec<Block>,
@@ -82,11 +100,15 @@ impl Page {
         Ok(Self { blocks: blocks(&page)?, folder })
     }
 
-    /// Runs the block with this command.
-    fn run(&self, command: &str) -> Result<()> {
+    /// Runs the block with this command, with what this cluster has in the place of what the page takes for an example.
+    fn run(&self, command: &str, instead: &[(&str, &str)]) -> Result<()> {
         let block = self.blocks.iter().find(|block| block.is("sh") && block.text.contains(command));
         let block = block.with_context(|| format!("no `{command}` on the page"))?;
-        let script = block.text.replace("registry.example", "localhost");
+        let mut script = block.text.replace("registry.example", "localhost");
+        for (example, own) in instead {
+            ensure!(script.contains(example), "no `{example}` in {script}");
+            script = script.replace(example, own);
+        }
         let path = format!("{}:{}", self.folder.path().display(), std::env::var("PATH")?);
         let mut shell = Command::new("bash");
         shell.args(["-ec", &script]).env("PATH", path).current_dir(deploy().join(".."));
@@ -208,9 +230,10 @@ fn what_the_page_says_installs_upgrades_and_removes_cadscope_on_a_real_node() ->
     ensure!(clean.is_empty(), "someone else has probes in this worker: {clean:?}");
     let page = Page::read(&cluster)?;
     let prometheus = page.prometheus(&cluster)?;
+    let collector = Collector::start_at(Some(cluster.network()), ADDRESS)?;
 
     let begin = Instant::now();
-    page.run("helm install").with_context(|| describe(&cluster))?;
+    page.run("helm install", &[]).with_context(|| describe(&cluster))?;
     let ready = begin.elapsed();
     let seconds = || begin.elapsed().as_secs() + 5;
     until("every main panel has data", LIMIT, || {
@@ -221,7 +244,8 @@ fn what_the_page_says_installs_upgrades_and_removes_cadscope_on_a_real_node() ->
     observes(&cluster, &prometheus, worker)?;
 
     let old = agent_pod(&cluster)?;
-    page.run("helm upgrade").with_context(|| describe(&cluster))?;
+    page.run("otlp.endpoint", &[("http://collector.observability:4317", &collector.grpc())])
+        .with_context(|| describe(&cluster))?;
     cluster.kubectl(&["-n", "cadscope", "rollout", "status", "daemonset/cadscope", "--timeout=100s"])?;
     // Its series go on under the name of the node, from zero.
     let resets = "resets(process_cpu_seconds_total{job=\"cadscope\"}[5m])";
@@ -232,10 +256,58 @@ fn what_the_page_says_installs_upgrades_and_removes_cadscope_on_a_real_node() ->
     ensure!(new != old, "the agent is the same: {old}");
     observes(&cluster, &prometheus, worker)?;
 
-    page.run("helm uninstall")?;
+    labels(&cluster, &page, &collector)?;
+    let new = agent_pod(&cluster)?;
+
+    page.run("helm uninstall", &[])?;
     gone(&cluster, worker, &new, &before)?;
     plain(&cluster, &prometheus, worker, folder.path())?;
     gone(&cluster, worker, &new, &before)
+}
+
+/// Spans have the labels of their pod, also those of a pod made anew under the same name; the agent may get pods only.
+fn labels(cluster: &Cluster, page: &Page, collector: &Collector) -> Result<()> {
+    // No kube-proxy leads to the service's own address here.
+    let reached = format!(
+        "spanPodLabels=true --set-string extraEnv[0].name=KUBERNETES_SERVICE_HOST,extraEnv[0].value={ADDRESS} \
+         --set-string extraEnv[1].name=KUBERNETES_SERVICE_PORT,extraEnv[1].value=6443"
+    );
+    page.run("spanPodLabels", &[("spanPodLabels=true", &reached)]).with_context(|| describe(cluster))?;
+    cluster.kubectl(&["-n", "cadscope", "rollout", "status", "daemonset/cadscope", "--timeout=100s"])?;
+    for (verb, kind, may) in [("get", "pods", "yes"), ("list", "pods", "no"), ("get", "secrets", "no")] {
+        let who = "--as=system:serviceaccount:cadscope:cadscope";
+        let script = ["auth", "can-i", verb, kind, "-n", "cad", who];
+        // It fails where the answer is no.
+        let answer = cluster.kubectl(&script).unwrap_or_else(|error| format!("{error:#}"));
+        ensure!(answer.split_whitespace().last() == Some(may), "{verb} {kind}: {answer}");
+    }
+    for team in ["one", "two"] {
+        cluster.apply(&plate(team))?;
+        let named =
+            |span: &Span, key: &str, value: &str| span.resource.get(key).is_some_and(|found| found == value);
+        collector
+            .spans_when(&format!("spans of team {team}"), LIMIT, |spans| {
+                spans.iter().any(|span| {
+                    named(span, "k8s.pod.name", "plate")
+                        && named(span, "k8s.pod.label.team", team)
+                        && named(span, "k8s.pod.label.example.com/part", "plate")
+                        && span.attributes.contains_key("cad.outcome")
+                })
+            })
+            .with_context(|| describe(cluster))?;
+        cluster.kubectl(&["-n", "cad", "delete", "pod", "plate", "--wait=true"])?;
+    }
+    // No pod was ever taken for its successor.
+    let mut teams: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for span in collector.spans() {
+        if let (Some(uid), Some(team)) =
+            (span.resource.get("k8s.pod.uid"), span.resource.get("k8s.pod.label.team"))
+        {
+            teams.entry(uid.clone()).or_default().insert(team.clone());
+        }
+    }
+    ensure!(teams.len() == 2 && teams.values().all(|teams| teams.len() == 1), "{teams:?}");
+    Ok(())
 }
 
 /// The new agent sees the worker in the other pod, under its names, and has probes in it.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use cadscope_tests::agent::Agent;
 use cadscope_tests::cgroup::Cgroup;
+use cadscope_tests::collector::{Collector, Span};
 use cadscope_tests::freecad::Job;
 use cadscope_tests::node::require_root;
 use cadscope_tests::run::{Running, run, until};
@@ -21,8 +22,8 @@ fn kills(agent: &Agent, operation: &str) -> Result<f64> {
 }
 
 /// An agent whose probes are in FreeCAD already.
-fn agent() -> Result<Agent> {
-    let agent = Agent::start::<&str>(&[])?;
+fn agent(arguments: &[&str]) -> Result<Agent> {
+    let agent = Agent::start(arguments)?;
     let job = Job::new("endless.py")?.with("JOB_SECONDS", "180");
     let mut child =
         Running(job.prepared().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?);
@@ -46,7 +47,8 @@ fn last_kill(agent: &Agent, count: usize) -> Result<Value> {
 #[test]
 fn a_worker_killed_for_memory_in_a_boolean_is_counted_under_it_and_stays_so() -> Result<()> {
     let _node = require_root()?;
-    let agent = agent()?;
+    let collector = Collector::start()?;
+    let agent = agent(&["--otlp-endpoint", &collector.grpc()])?;
     for round in 1..=2 {
         let cgroup = Cgroup::new("oom", Some(64 * MIB))?;
         let job = Job::new("oom.py")?.with("FLOW_TYPE", "gear");
@@ -75,13 +77,22 @@ fn a_worker_killed_for_memory_in_a_boolean_is_counted_under_it_and_stays_so() ->
     ensure!(booleans == 2.0, "{booleans} killed cuts");
     let log = agent.log();
     ensure!(log.matches("worker killed: out of memory").count() == 2, "{log}");
+    // In their traces it is an event of the worker, and the cut in it did not end well.
+    let killed = |span: &&Span| span.attributes.get("error.type").is_some_and(|kind| kind == "oom");
+    let arrived = |spans: &[Span]| spans.iter().filter(killed).count() >= 2;
+    let spans = collector.spans_when("the ends of both workers", Duration::from_secs(30), arrived)?;
+    for worker in spans.iter().filter(killed) {
+        ensure!(worker.status == 2 && worker.events.iter().any(|event| event == "oom_kill"), "{worker:?}");
+        let cut = spans.iter().find(|span| span.parent == worker.id && span.name == "boolean cut");
+        ensure!(cut.is_some_and(|cut| cut.status == 2), "{cut:?}");
+    }
     Ok(())
 }
 
 #[test]
 fn limits_above_the_worker_and_kills_outside_of_operations_and_by_others_are_told_apart() -> Result<()> {
     let _node = require_root()?;
-    let agent = agent()?;
+    let agent = agent(&[])?;
     // Memory runs out in the pod's cgroup, of which the container has no own part, in no operation; and the worker is a
     // child of the container's first process, which lives on.
     let pod = Cgroup::new("pod", Some(64 * MIB))?;
@@ -134,7 +145,7 @@ fn limits_above_the_worker_and_kills_outside_of_operations_and_by_others_are_tol
 #[test]
 fn a_hung_boolean_shows_with_its_age_while_it_runs() -> Result<()> {
     let _node = require_root()?;
-    let agent = agent()?;
+    let agent = agent(&[])?;
     let job = Job::new("oom.py")?.with("JOB_ROWS", "60");
     let child =
         Running(job.prepared().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?);

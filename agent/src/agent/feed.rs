@@ -92,15 +92,22 @@ impl<'a> Feed<'a> {
                 self.rollups.end(pid);
                 self.groups.end(pid, |operation, nested| record(&operation, nested));
                 if let Some(validation) = &mut self.validation {
-                    validation.end(worker.process);
+                    validation.end(worker.process, |verdict| metrics.export_validated(&verdict));
                 }
                 self.ended(&worker, &end);
             }
             Observation::Called(call) => metrics.ai_call(&call),
             Observation::Repeated { operation, count, nested } => {
                 metrics.record_repeated(&operation, nested, count);
+                if let (Some(validation), false) = (&mut self.validation, nested) {
+                    validation.doubt(&operation.probe, operation.worker.process);
+                }
             }
             Observation::Limited { probe, measure, rate } => {
+                if let Some(validation) = &mut self.validation {
+                    validation.limit(&probe, measure);
+                }
+                let probe = &probe.id;
                 warn!(probe, rate = rate.round(), "a probe is called too often: {measure:?}");
             }
             Observation::Ready(latency) => metrics.attach_latency(latency),
@@ -193,8 +200,18 @@ impl<'a> Feed<'a> {
         let (published, refused) = counts.broker();
         let dropped = [("slow_client", counts.slow()), ("queue_full", counts.lost()), ("redis", refused)];
         self.metrics.progress(counts.clients(), published, &dropped);
-        for verdict in self.validation.iter().flat_map(Validation::verdicts) {
-            self.metrics.export_validated(&verdict);
+        self.validate(observer);
+    }
+
+    fn validate(&mut self, observer: &mut Observer) {
+        if self.validation.as_ref().is_some_and(Validation::waits) {
+            observer.take_counts(None, &mut |observation| self.take(observation));
+        }
+        let metrics = self.metrics;
+        let Some(validation) = &mut self.validation else { return };
+        validation.settle(None, |verdict| metrics.export_validated(&verdict));
+        for verdict in validation.verdicts() {
+            metrics.export_validated(&verdict);
         }
     }
 

@@ -206,10 +206,18 @@ impl Label {
             Self::Map(name, _)
             | Self::Range(name)
             | Self::Bytes(name)
-            | Self::Workbench(name)
+            | Self::Workbench(name, _)
             | Self::Text(name)
             | Self::Extension(name)
             | Self::FileType(name, _) => Some(name),
+        }
+    }
+
+    /// The value that says how many objects there are.
+    pub(crate) fn count(&self) -> Option<&str> {
+        match self {
+            Self::Workbench(_, count) => count.as_deref(),
+            _ => None,
         }
     }
 
@@ -222,6 +230,10 @@ impl Label {
             (Self::StatusAs(names), _) => Cow::Borrowed(
                 names.get(outcome.as_str()).or_else(|| names.get(OTHER)).map_or(OTHER, String::as_str),
             ),
+            // What stands before the first of no objects is anything.
+            (Self::Workbench(_, Some(count)), _) if values.get(count) == Some(&Value::Int(0)) => {
+                Cow::Borrowed(NONE)
+            }
             (_, None) => Cow::Borrowed(UNKNOWN),
             (Self::Map(_, map), Some(Value::Int(number))) => {
                 Cow::Borrowed(map.get(number).map_or(OTHER, String::as_str))
@@ -234,7 +246,7 @@ impl Label {
             }
             (Self::Text(_), Some(Value::Int(number))) => Cow::Owned(number.to_string()),
             (Self::Text(_), Some(Value::Text(text))) => Cow::Borrowed(text),
-            (Self::Workbench(_), Some(Value::Text(class))) => Cow::Borrowed(workbench(class)),
+            (Self::Workbench(..), Some(Value::Text(class))) => Cow::Borrowed(workbench(class)),
             (Self::Extension(_), Some(Value::Text(path))) => Cow::Owned(extension(path)),
             (Self::FileType(_, map), Some(Value::Text(path))) => {
                 Cow::Borrowed(map.get(&extension(path)).map_or(OTHER, String::as_str))
@@ -456,6 +468,10 @@ mod tests {
         assert_eq!(probe.title(&values), "recompute document Doc1");
         assert_eq!(values.keys().collect::<Vec<_>>(), ["document", "newest", "objects", "recomputed"]);
         assert_eq!(values["newest"], Value::Text("Part::FeaturePython".into()));
+        let empty = [("objects_begin", 0x7f00_0000), ("objects_end", 0x7f00_0000)];
+        let (record, text) = record_of(layout, &empty, &texts);
+        let values = probe.decode(layout, &record, &text);
+        assert_eq!(labels(probe, &values), "doc_complexity=0000 workbench=none", "what was read is stale");
     }
 
     #[test]

@@ -70,8 +70,8 @@ const PROBE_KEYS: [&str; 21] = [
     "tally",
     "title",
 ];
-const LABEL_KEYS: [&str; 8] =
-    ["bytes", "constant", "extension", "map", "range", "status", "value", "workbench"];
+const LABEL_KEYS: [&str; 9] =
+    ["bytes", "constant", "extension", "map", "of", "range", "status", "value", "workbench"];
 const OUTCOMES: [&str; 5] = ["error", "exception", "killed", "ok", "other"];
 const DERIVED_KEYS: [&str; 5] = ["each", "file", "from", "sum", "to"];
 const ROLLUP_KEYS: [&str; 6] = ["help", "inside", "label", "metric", "suffix", "value"];
@@ -371,10 +371,13 @@ fn label(value: &Value, key: &str) -> Result<Label, Wrong> {
             Err(wrong(key, "is a range of bytes; remove the other keys"))
         };
     }
+    if table.contains_key("of") && !flag("workbench")? {
+        return Err(wrong(key, "has `of`, the number of objects, which goes with `workbench = true` only"));
+    }
     match (flag("range")?, flag("workbench")?, flag("extension")?, map) {
         (false, false, false, None) => Ok(Label::Text(name)),
         (true, false, false, None) => Ok(Label::Range(name)),
-        (false, true, false, None) => Ok(Label::Workbench(name)),
+        (false, true, false, None) => Ok(Label::Workbench(name, text(table, "of")?)),
         (false, false, true, None) => Ok(Label::Extension(name)),
         (false, false, false, Some(map)) => Ok(Label::Map(name, number_map(map, key)?)),
         (false, false, true, Some(map)) => Ok(Label::FileType(name, extension_map(map, key)?)),
@@ -623,7 +626,7 @@ fn check_names(probe: &Probe) -> Result<(), Wrong> {
         }
     }
     for (name, label) in &probe.labels {
-        if let Some(value) = label.value() {
+        for value in label.value().into_iter().chain(label.count()) {
             need(is_value(value), format!("labels.{name}"), value)?;
         }
     }

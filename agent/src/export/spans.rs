@@ -6,13 +6,13 @@
 //! belongs to it, and its sampled flag decides; any other worker is a trace of its own, sampled by ratio.
 //!
 //! Names of attributes are those of the OpenTelemetry semantic conventions 1.37, and `cad.*`, `freecad.version`,
-//! `occt.version`. Pure but for the machine's clock in [`WallClock`].
+//! `occt.version`. Pure but for the machine's clock in [`WallClock`], and for [`Pods`].
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use cadscope_common::record::ProcessKey;
 use opentelemetry::trace::{Event, SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState};
@@ -20,6 +20,7 @@ use opentelemetry::{InstrumentationScope, KeyValue};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
 
+use super::pods::{Labels, Pods};
 use crate::clock::WallClock;
 use crate::ending::{End, How, Limit, signal_name};
 use crate::flow::stage_of;
@@ -81,6 +82,7 @@ pub struct Tracer {
     clock: WallClock,
     scope: InstrumentationScope,
     resources: HashMap<ProcessKey, Resource>,
+    pods: Option<Pods>,
 }
 
 /// A worker's place in a trace.
@@ -96,7 +98,24 @@ impl Tracer {
     #[must_use]
     pub fn new(options: SpanOptions, machine: Machine, clock: WallClock) -> Self {
         let scope = InstrumentationScope::builder("cadscope").with_version(env!("CARGO_PKG_VERSION")).build();
-        Self { options, machine, clock, scope, resources: HashMap::new() }
+        Self { options, machine, clock, scope, resources: HashMap::new(), pods: None }
+    }
+
+    /// The same with the labels of pods, as far as they are known when a span is made.
+    #[must_use]
+    pub fn with_pods(self, pods: Option<Pods>) -> Self {
+        Self { pods, ..self }
+    }
+
+    /// Takes notice of a worker that starts: what has to be asked for is here when its first operation ends.
+    pub fn meet(&self, worker: &Worker) {
+        self.pod_labels(worker);
+    }
+
+    fn pod_labels(&self, worker: &Worker) -> Option<Labels> {
+        self.pods
+            .as_ref()
+            .map_or_else(|| Some(Labels::default()), |pods| pods.labels(&worker.container, Instant::now()))
     }
 
     /// Follows the machine's wall clock; to be called often, so that a step of it is noticed soon.
@@ -255,8 +274,12 @@ impl Tracer {
         let resource = match self.resources.get(&worker.process) {
             Some(resource) => resource.clone(),
             None => {
-                let resource = resource_of(worker, &self.machine);
-                self.resources.insert(worker.process, resource.clone());
+                let labels = self.pod_labels(worker);
+                let resource = resource_of(worker, &self.machine, labels.as_deref());
+                // Without its labels it is not whole yet.
+                if labels.is_some() {
+                    self.resources.insert(worker.process, resource.clone());
+                }
                 resource
             }
         };
@@ -264,7 +287,7 @@ impl Tracer {
     }
 }
 
-fn resource_of(worker: &Worker, machine: &Machine) -> Resource {
+fn resource_of(worker: &Worker, machine: &Machine, labels: Option<&BTreeMap<String, String>>) -> Resource {
     let observed = [
         KeyValue::new("service.name", worker.program.clone()),
         KeyValue::new("process.pid", i64::from(worker.process.pid)),
@@ -285,7 +308,9 @@ fn resource_of(worker: &Worker, machine: &Machine) -> Resource {
     ];
     let of_container = of_container.into_iter().filter(|(_, value)| !value.is_empty());
     let of_container = of_container.map(|(name, value)| KeyValue::new(name, value.clone()));
-    let observed = observed.into_iter().chain(of_container);
+    let labels = labels.into_iter().flatten();
+    let labels = labels.map(|(name, value)| KeyValue::new(format!("k8s.pod.label.{name}"), value.clone()));
+    let observed = observed.into_iter().chain(of_container).chain(labels);
     Resource::builder_empty().with_attributes(observed).with_attributes(machine.attributes.clone()).build()
 }
 

@@ -10,11 +10,23 @@ use opentelemetry_sdk::resource::{EnvResourceDetector, ResourceDetector};
 
 use super::metrics::{Exemplar, Metrics};
 use super::otlp::{Otlp, OtlpError};
+use super::pods::{Pods, PodsError};
 use super::spans::{Machine, SpanOptions, Traced, Tracer};
 use crate::clock::WallClock;
 use crate::config::AgentConfig;
 use crate::observe::Observation;
 use crate::operation::{Operation, Worker};
+
+/// Why there can be no traces.
+#[derive(Debug, thiserror::Error)]
+pub enum TracesError {
+    /// They could not be sent.
+    #[error(transparent)]
+    Otlp(#[from] OtlpError),
+    /// The labels of pods could not be asked for.
+    #[error(transparent)]
+    Pods(#[from] PodsError),
+}
 
 /// The traces of the agent.
 #[derive(Debug)]
@@ -33,10 +45,11 @@ impl Traces {
     ///
     /// # Errors
     /// The configuration cannot work.
-    pub fn start(config: &AgentConfig) -> Result<Self, OtlpError> {
+    pub fn start(config: &AgentConfig) -> Result<Self, TracesError> {
         let Some(otlp) = &config.otlp else { return Ok(Self(None)) };
         let options = SpanOptions { min_duration: config.min_span_duration, ratio: config.trace_ratio };
-        let tracer = Tracer::new(options, this_machine(), WallClock::of_this_machine());
+        let pods = config.span_pod_labels.then(Pods::start).transpose()?;
+        let tracer = Tracer::new(options, this_machine(), WallClock::of_this_machine()).with_pods(pods);
         Ok(Self(Some(Running { tracer, otlp: Otlp::start(otlp)?, starting: HashSet::new() })))
     }
 
@@ -46,6 +59,7 @@ impl Traces {
         let span = match observation {
             Observation::Started(worker) => {
                 starting.insert(worker.process.pid);
+                tracer.meet(worker);
                 None
             }
             Observation::Operation(operation) => {

@@ -21,7 +21,7 @@ impl Court {
     fn new(most_bytes: u64) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let config = ValidationConfig { most_bytes, state: folder.path().join("state") };
-        Self { validation: Validation::start(&config, Store::open(&config.state)).unwrap(), folder }
+        Self { validation: Validation::start(&config, Store::open(&config.state), false).unwrap(), folder }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -175,7 +175,7 @@ fn the_second_export_of_a_name_is_compared_with_the_second() {
             let path = court.write("part.step", &step("10:00", x));
             assert_eq!(court.export(pid, &path, Some(&start)), wanted);
         }
-        court.validation.end(samples::worker(pid, "").process);
+        court.validation.end(samples::worker(pid, "").process, |_| {});
     }
 }
 
@@ -237,11 +237,46 @@ fn a_process_of_which_something_was_dropped_has_unknown_inputs_and_a_new_one_has
 }
 
 #[test]
+fn an_export_behind_calls_that_were_only_counted_is_not_judged() {
+    let mut court = Court::new(1 << 20);
+    court.write("job.py", "make()");
+    let start = court.start(&["freecadcmd", "job.py"]);
+    let path = court.write("part.step", &step("10:00", 1));
+    let process = |pid| samples::worker(pid, "").process;
+    let of = |group: &str| Probe { group: Some(group.to_owned()), ..samples::probe(group, "") };
+    assert_eq!(court.export(1, &path, Some(&start)), not("first"));
+    court.validation.limit(&of("feature"), Measure::Count);
+    assert_eq!(court.export(2, &path, Some(&start)), compared(true), "such calls are no inputs");
+    court.validation.limit(&of("load"), Measure::Count);
+    let verdicts = |court: &mut Court| {
+        let mut verdicts = Vec::new();
+        court.validation.settle(None, |verdict| verdicts.push(verdict));
+        verdicts
+    };
+    for (pid, counted) in [(3, "load"), (4, "export")] {
+        court.validation.see(&exported(pid, &path, Some(&start)), |verdict| panic!("{verdict:?}"));
+        assert!(court.validation.waits(), "what was counted before it is not known yet");
+        court.validation.doubt(&of(counted), process(pid));
+        assert_eq!(verdicts(&mut court), [Verdict::Not("inputs_unknown")]);
+    }
+    // Nothing was counted of this process; that another one ended says nothing of it.
+    court.validation.see(&exported(5, &path, Some(&start)), |verdict| panic!("{verdict:?}"));
+    court.validation.doubt(&of("feature"), process(5));
+    court.validation.end(process(4), |verdict| panic!("{verdict:?}"));
+    assert!(court.validation.waits());
+    court.validation.end(process(5), |verdict| panic!("{verdict:?}"));
+    let verdict = court.validation.verdicts.recv_timeout(std::time::Duration::from_secs(20));
+    assert!(matches!(verdict, Ok(Verdict::Compared { same: true, .. })), "{verdict:?}");
+    // Calls that are not even counted can be of any process.
+    court.validation.limit(&of("load"), Measure::Remove);
+    assert_eq!(court.export(6, &path, Some(&start)), not("inputs_unknown"));
+}
+
+#[test]
 fn a_thread_that_hangs_costs_verdicts_and_no_memory() {
     let (to_thread, held) = sync_channel(WAITING);
     let (_, verdicts) = channel();
-    let mut validation =
-        Validation { to_thread, verdicts, processes: HashMap::new(), epoch: 0, has_overflowed: false };
+    let mut validation = Validation::new(to_thread, verdicts);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("part.step");
     fs::write(&path, "x").unwrap();
@@ -255,5 +290,5 @@ fn a_thread_that_hangs_costs_verdicts_and_no_memory() {
         validation.see(&exported(pid, &path, None), |_| {});
         let _ = held.try_recv();
     }
-    assert!(validation.has_overflowed && validation.processes.is_empty());
+    assert!(validation.is_blind && validation.processes.is_empty());
 }

@@ -2,7 +2,7 @@
 import sys
 
 sys.path.insert(0, __file__.rsplit("/", 1)[0])
-from expected import done, expect, scope
+from expected import done, expect, expect_some, scope
 
 import FreeCAD as App
 import Assembly
@@ -29,4 +29,14 @@ for _ in range(5):
     assert assembly.solve() == 0
     expect(S, solver="ondsel", status="ok")
     expect("a4_solver_iterations_per_solve", solver="ondsel")
+expect_some("a4_solver_iterations_total", solver="ondsel")
+both = assembly.newObject("Part::Fuse", "Both")
+both.Base, both.Tool = [assembly.newObject("Part::Box", name) for name in ("One", "Other")]
+both.Tool.Placement.Base.x = 5
+doc.recompute()
+expect(S, solver="ondsel", status="ok")
+expect("a4_solver_iterations_per_solve", solver="ondsel")
+T = "topology_hash_compute_duration_seconds"
+scope(T)
+expect_some(T, scope="part")  # none of scope "assembly"
 done()

@@ -1,4 +1,4 @@
-# Booleans of each kind with 2, 5 and 20 solids, general fuse, slices, and one with what is no solid.
+# Booleans of each kind with 2, 5 and 20 solids, general fuse, and one that cannot be made; each has grown memory.
 import sys
 
 sys.path.insert(0, __file__.rsplit("/", 1)[0])
@@ -8,8 +8,15 @@ import FreeCAD as App
 import Part
 
 B = "occt_boolean_duration_seconds"
+M = "occt_operation_memory_bytes"
 V = App.Vector
 scope(B)
+
+
+def did(operation, n, status="ok"):
+    scope(M, operation=operation)
+    expect(B, operation=operation, solids_range=count_range(n), status=status)
+    expect(M, operation=operation)
 
 
 def boxes(n):
@@ -20,8 +27,12 @@ for n in 2, 5, 20:
     first, *others = boxes(n)
     for call, operation in ((first.fuse, "union"), (first.cut, "cut"), (first.common, "common"), (first.section, "section")):
         call(others)
-        expect(B, operation=operation, solids_range=count_range(n), status="ok")
+        did(operation, n)
     first.generalFuse(others)
-    expect(B, operation="split", solids_range=count_range(n), status="ok")
+    did("split", n)
+try:
+    boxes(1)[0].generalFuse([])
+except Exception:
+    did("split", 1, "error")
 
 done()

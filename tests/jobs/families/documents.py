@@ -2,7 +2,7 @@
 import sys
 
 sys.path.insert(0, __file__.rsplit("/", 1)[0])
-from expected import count_range, done, expect, path, scope
+from expected import count_range, done, expect, path, scope, stage
 
 import FreeCAD as App
 import Part
@@ -13,8 +13,9 @@ RECOMPUTED = "freecad_recompute_duration_seconds"
 OBJECT = "freecad_object_recompute_duration_seconds"
 LOADED = "freecad_document_load_seconds"
 SAVED = "freecad_document_save_seconds"
-for family in CREATED, RECOMPUTED, OBJECT, LOADED, SAVED:
+for family in CREATED, RECOMPUTED, OBJECT, LOADED, SAVED, "model_generation_stage_duration_seconds":
     scope(family)
+stage("startup")
 
 doc = App.newDocument("Documents")
 
@@ -64,9 +65,8 @@ expect(OBJECT, **{"class": "Part::Cut", "workbench": "Part", "status": "ok"})
 
 file = path("documents.FCStd")
 doc.saveAs(file)
-expect(SAVED, status="ok")
 doc.save()
-expect(SAVED, status="ok")
+expect(SAVED, 2, status="ok")
 App.closeDocument(doc.Name)
 doc = App.openDocument(file)
 expect(LOADED, source="fcstd", workbench="Part")
@@ -77,4 +77,27 @@ bad.Edges = [(1, 500.0, 500.0)]
 doc.recompute()
 expect(RECOMPUTED, workbench="Part", doc_complexity=count_range(N + 1))
 expect(OBJECT, **{"class": "Part::Fillet", "workbench": "Part", "status": "error"})
+
+# Few objects, none, and one of another workbench at last.
+small = App.newDocument("Small")
+small.recompute()
+expect(RECOMPUTED, workbench="none", doc_complexity=count_range(0))
+for n in 1, 2:
+    small.addObject("Part::Box", "Box")
+    small.recompute()
+    expect(RECOMPUTED, workbench="Part", doc_complexity=count_range(n))
+expect(CREATED, 2, **{"class": "Part::Box", "workbench": "Part"})
+small.addObject("App::FeaturePython", "Plain")
+expect(CREATED, **{"class": "App::FeaturePython", "workbench": "App"})
+small.recompute()
+expect(RECOMPUTED, workbench="App", doc_complexity=count_range(3))
+expect(OBJECT, 2, **{"class": "Part::Box", "workbench": "Part", "status": "ok"})
+try:
+    small.saveAs(file + "/small.FCStd")  # below a file
+except Exception:
+    pass
+expect(SAVED, status="exception")
+stage("recompute", 7)
+stage("save", 3)
+stage("load")
 done()

@@ -21,6 +21,16 @@ def expect(family, n=1, **labels):
     _write(expect=family, labels=labels, n=n)
 
 
+def expect_some(family, **labels):
+    """The job raised series of these labels, by how much differs with the version."""
+    _write(expect_some=family, labels=labels)
+
+
+def stage(name, n=1):
+    """The job had so many outermost operations of this stage."""
+    expect("model_generation_stage_duration_seconds", n, flow_type="unknown", stage=name)
+
+
 def path(name):
     return os.path.join(FOLDER, name)
 

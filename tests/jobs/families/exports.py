@@ -8,19 +8,15 @@ import FreeCAD as App
 import Import
 import Mesh
 import Part
+from fused import MESHES, fused
 
 E = "export_duration_seconds"
+X = "occt_exceptions_total"
 scope(E)
+scope(X)
 NEW = float(".".join(App.Version()[:2])) >= 1.0
-doc = App.newDocument("Exports")
-box = doc.addObject("Part::Box", "Box")
-pin = doc.addObject("Part::Cylinder", "Pin")
-pin.Height = 30
-part = doc.addObject("Part::Fuse", "Part")
-part.Base, part.Tool = box, pin
-doc.recompute()
+box, part = fused()
 shape = part.Shape
-shape.tessellate(0.1)
 
 
 def writes(format, name, call, sized=True):
@@ -41,19 +37,25 @@ if NEW:
 many = Part.makeCompound([Part.makeSphere(5, App.Vector(12 * i, 0, 0)) for i in range(12)])
 writes("STL", "big.stl", many.exportStl)
 mesh = Mesh.Mesh(shape.tessellate(0.1))
-for format, end in (("STL", "stl"), ("STL", "ast"), ("OBJ", "obj"), ("PLY", "ply"), ("OFF", "off"), ("3MF", "3mf")):
+for format, end in MESHES:
     writes(format, "mesh." + end, mesh.write)
-# What cannot be written.
+Mesh.export([part], path("objects.stl"))
+expect(E, format="STL", file_size_range=size_range(path("objects.stl")), status="ok")
+# Their files are closed later.
+writes("AMF", "objects.amf", lambda file: Mesh.export([part], file), sized=False)
+writes("DXF", "drawing.dxf", lambda file: Import.writeDXFObject([box], file), sized=False)
+# What cannot be written, because there is a file where a folder would have to be.
 for call in (shape.exportStl,):
     try:
-        call("/nowhere/shape.stl")
+        call(path("shape.stl/shape.stl"))
     except Exception:
         pass
     expect(E, format="STL", file_size_range="unknown", status="error")
 for call, format in ((shape.exportStep, "STEP"), (shape.exportBrep, "BREP")):
     try:
-        call("/nowhere/shape." + format.lower())
+        call(path("shape.stl/shape." + format.lower()))
     except Exception:
         pass
     expect(E, format=format, file_size_range="unknown", status="exception")
+    expect(X, operation="export", exception="Base::FileException")
 done()

@@ -2,7 +2,7 @@
 import sys
 
 sys.path.insert(0, __file__.rsplit("/", 1)[0])
-from expected import done, expect, scope
+from expected import done, expect, expect_some, scope
 
 import FreeCAD as App
 import Part
@@ -13,11 +13,14 @@ V = App.Vector
 
 def does(feature, call, n=1, status="ok"):
     scope(F, feature=feature)
+    scope("occt_exceptions_total", operation=feature)
     try:
         result = call()
     except Exception:
         result = None
     expect(F, n, feature=feature, status=status)
+    if status == "exception":
+        expect_some("occt_exceptions_total", operation=feature)
     return result
 
 
@@ -49,6 +52,7 @@ expect(F, feature="fillet", status="ok")
 does("defeaturing", lambda: filleted.defeaturing([f for f in filleted.Faces if f.Surface.TypeId == "Part::GeomCylinder"]))
 does("mesh", lambda: Part.makeSphere(5).tessellate(0.1))
 does("sewing", lambda: Part.makeShell(box().Faces).sewShape())
+does("prism", lambda: Part.Face(square()).extrude(V(0, 0, 0)), status="exception")
 if float(".".join(App.Version()[:2])) >= 1.0:  # before, FreeCAD fills by another class
     does("filling", lambda: Part.makeFilledFace(square().Edges))
 e1, e2 = Part.makeLine(V(0, 0, 0), V(10, 0, 0)), Part.makeLine(V(0, 0, 0), V(0, 10, 0))

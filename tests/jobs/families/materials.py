@@ -18,7 +18,7 @@ manager = Materials.MaterialManager()
 steel = [uuid for uuid, material in manager.Materials.items() if material.Name == "Steel-Generic"][0]
 for _ in range(3):
     material = manager.getMaterial(steel)
-    expect(A, library="unknown", result="hit")
+    expect(A, library="System", result="hit")
 try:
     manager.getMaterial("00000000-dead-beef-0000-000000000000")
 except LookupError:

@@ -1,4 +1,5 @@
 # Every format that the wheel writes and reads, by OCCT's own calls; files that cannot be written, or are not there.
+import importlib
 import sys
 
 sys.path.insert(0, __file__.rsplit("/", 1)[0])
@@ -15,7 +16,7 @@ from OCP.IGESControl import IGESControl_Reader, IGESControl_Writer
 from OCP.STEPControl import STEPControl_AsIs, STEPControl_Reader, STEPControl_Writer
 from OCP.StlAPI import StlAPI_Reader, StlAPI_Writer
 from OCP.TopoDS import TopoDS_Shape
-from OCP.VrmlAPI import VrmlAPI_Writer
+from OCP.VrmlAPI import VrmlAPI_CafReader, VrmlAPI_Writer
 
 E = "export_duration_seconds"
 L = "freecad_document_load_seconds"
@@ -32,8 +33,16 @@ def wrote(format, name, ok=True):
         expect(E, format=format, file_size_range="unknown", status="error")
 
 
-def read(source, ok=True):
+def read(source):
     expect(L, source=source, workbench="none")
+
+
+def optional(name):
+    """Not every wheel has it."""
+    try:
+        return importlib.import_module("OCP." + name)
+    except ImportError:
+        return None
 
 
 for name in "a.step", "b.step", "no/c.step":
@@ -78,4 +87,31 @@ if hasattr(reader, "SetDocument"):  # not in the Python of OCCT 7.7 and 7.8
     reader.SetDocument(document(shape))
     reader.Perform(TCollection_AsciiString(path("a.glb")), Message_ProgressRange())
     read("gltf")
+# Documents with structure, as CadQuery and build123d write and read them.
+from OCP.STEPCAFControl import STEPCAFControl_Reader, STEPCAFControl_Writer
+
+writer = STEPCAFControl_Writer()
+writer.Transfer(document(shape), STEPControl_AsIs)
+wrote("STEP", "assembly.step", writer.Write(path("assembly.step")) == IFSelect_RetDone)
+reader = STEPCAFControl_Reader()
+reader.ReadFile(path("assembly.step"))
+read("step")
+reader.Transfer(document(shape))
+if caf := optional("IGESCAFControl"):
+    wrote("IGES", "assembly.igs", caf.IGESCAFControl_Writer().Perform(document(shape), path("assembly.igs")))
+    reader = caf.IGESCAFControl_Reader()
+    reader.ReadFile(path("assembly.igs"))
+    read("iges")
+    reader.Transfer(document(shape))
+reader = VrmlAPI_CafReader()
+if hasattr(reader, "SetDocument"):
+    reader.SetDocument(document(shape))
+    reader.Perform(TCollection_AsciiString(path("a.wrl")), Message_ProgressRange())
+    read("vrml")
+if mesh := optional("RWObj"):
+    writer = mesh.RWObj_CafWriter(TCollection_AsciiString(path("a.obj")))
+    wrote("OBJ", "a.obj", writer.Perform(document(shape), Info(), Message_ProgressRange()))
+if mesh := optional("RWPly"):
+    writer = mesh.RWPly_CafWriter(TCollection_AsciiString(path("a.ply")))
+    wrote("PLY", "a.ply", writer.Perform(document(shape), Info(), Message_ProgressRange()))
 done()

@@ -1,8 +1,8 @@
-# A sketch with 100 constraints, solved; one that cannot be solved; expressions.
+# A sketch with 100 constraints, solved; one that cannot be solved.
 import sys
 
 sys.path.insert(0, __file__.rsplit("/", 1)[0])
-from expected import done, expect, scope
+from expected import done, expect, expect_some, scope
 
 import FreeCAD as App
 import Part
@@ -26,4 +26,12 @@ for _ in range(3):
     assert sketch.solve() == 0
     expect(S, solver="planegcs", status="ok")
     expect("a4_solver_iterations_per_solve", solver="planegcs")
+over = doc.addObject("Sketcher::SketchObject", "Over")
+over.addGeometry([Part.LineSegment(V(0, 0, 0), V(10, 0, 0))], False)
+over.addConstraint([Sketcher.Constraint("Distance", 0, length) for length in (10, 20)])
+for _ in range(2):
+    assert over.solve() < 0
+    expect(S, solver="planegcs", status="error")
+    expect("a4_solver_iterations_per_solve", solver="planegcs")
+expect_some("a4_solver_iterations_total", solver="planegcs")
 done()

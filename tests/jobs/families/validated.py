@@ -9,19 +9,12 @@ import FreeCAD as App
 import Import
 import Mesh
 import Part
+from fused import MESHES, fused
 
 if os.environ.get("INPUT"):
     Part.Shape().read(os.environ["INPUT"])
-doc = App.newDocument("Exports")
-box = doc.addObject("Part::Box", "Box")
-box.Length = float(os.environ["SIZE"])
-pin = doc.addObject("Part::Cylinder", "Pin")
-pin.Height = 30
-part = doc.addObject("Part::Fuse", "Part")
-part.Base, part.Tool = box, pin
-doc.recompute()
+_, part = fused(float(os.environ["SIZE"]))
 shape = part.Shape
-shape.tessellate(0.1)
 mesh = Mesh.Mesh(shape.tessellate(0.1))
 shape.exportStep(path("shape.step"))
 shape.exportIges(path("shape.igs"))
@@ -34,7 +27,7 @@ if float(".".join(App.Version()[:2])) >= 1.0:
     for name, format in (("document.glb", "GLB"), ("document.gltf", "GLTF")):
         Import.export([part], path(name))
         formats.append(format)
-for end, format in (("stl", "STL"), ("ast", "STL"), ("obj", "OBJ"), ("ply", "PLY"), ("off", "OFF")):
+for format, end in MESHES:
     mesh.write(path("mesh." + end))
     formats.append(format)
 open(path("wrote"), "w").write(" ".join(formats))

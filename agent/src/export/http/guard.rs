@@ -14,10 +14,10 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use ring::digest::{SHA256, digest};
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::ring::default_provider;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::{Error as TlsError, ServerConfig};
 
 use crate::config::GuardConfig;
 
@@ -200,7 +200,7 @@ fn read_pair(files: &[PathBuf]) -> Result<Acceptor, GuardError> {
     }
     let private =
         PrivateKeyDer::from_pem_slice(&read_file(key)?).map_err(|error| wrong(key, &error.to_string()))?;
-    let pair = |error: tokio_rustls::rustls::Error| GuardError::Pair {
+    let pair = |error: TlsError| GuardError::Pair {
         certificate: certificate.clone(),
         key: key.clone(),
         reason: error.to_string(),

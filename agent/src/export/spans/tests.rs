@@ -269,6 +269,15 @@ fn memory_that_ran_out_is_an_event_of_the_root() {
         event.attributes.contains(&operation)
             && event.attributes.contains(&KeyValue::new("cad.memory.limit", 8192))
     );
+    // Where the whole machine was full, there is no limit to name.
+    let oom = OutOfMemory { at_ns: 900, resident_bytes: 1, limit: Limit::Node, operation: String::new() };
+    let end = End::of_exit(9, &Fate::default(), false, Some(oom));
+    let root = tracer.worker(&worker, 0, 1_000, Some(&end)).unwrap();
+    let event = &root.data.events.events[0];
+    assert!(
+        event.attributes.iter().all(|attribute| attribute.key.as_str() != "cad.memory.limit"),
+        "{event:?}"
+    );
 }
 
 #[test]
