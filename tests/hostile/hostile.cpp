@@ -263,7 +263,6 @@ int main(int count, char **arguments) {
     if (is("waits_forever")) return waits_forever();
     if (is("maps")) { // maps each file, says so, and waits to be killed or for its input to end
         for (int i = 2; i < count; i++) map_code(arguments[i]);
-        calls(1);
         puts("mapped");
         fflush(stdout);
         char byte;
