@@ -358,8 +358,8 @@ fn files_made_to_be_endless_to_read_cost_little() -> Result<()> {
         let spent = watched.cpu()?.saturating_sub(cpu);
         eprintln!("{name}: {spent:?} of CPU, {:?}, {} MB", begun.elapsed(), watched.resident()? >> 20);
         ensure!(spent < Duration::from_secs(10), "{name} took {spent:?} of CPU");
+        // The file stays: another with its inode number would be taken for it.
         drop(worker);
-        fs::remove_file(&library)?;
     }
     Ok(())
 }
