@@ -195,10 +195,14 @@ fn told(runtime: &mut impl Runtime, name: Option<&str>) -> Result<()> {
             series.len() == 1 && series.iter().all(|one| one.labels.get("pod").is_some_and(String::is_empty)),
             "{series:?}"
         );
-        let status: Value = serde_json::from_str(&agent.get("/status")?.1)?;
-        let told = status.pointer("/oom_kills").and_then(Value::as_array).and_then(|kills| kills.last());
-        let told = told.context("oom_kills")?;
-        ensure!(told["container_id"] == json!(id) && told["limit_bytes"] == json!(TOO_MUCH.1), "{told}");
+        // /status is renewed a moment after the metrics.
+        let told = until("the kill in /status", LIMIT, || {
+            let status: Value = serde_json::from_str(&agent.get("/status").ok()?.1).ok()?;
+            let told = status.pointer("/oom_kills")?.as_array()?.last()?.clone();
+            (told["container_id"] == json!(id)).then_some(told)
+        })
+        .with_context(|| agent.log())?;
+        ensure!(told["limit_bytes"] == json!(TOO_MUCH.1), "{told}");
         ensure!(agent.log().contains(&id), "{}", agent.log());
     }
     // Stopped in a cut: a child of the first process by SIGTERM, the first process itself by the SIGKILL that follows.
