@@ -77,7 +77,7 @@ fn start(limits: &[&str]) -> Result<(Agent, Hot, tempfile::TempDir)> {
     let mut arguments = vec!["--catalog", catalog.to_str().context("path is not UTF-8")?];
     arguments.extend(limits);
     let agent = Agent::start(&arguments)?;
-    agent.learn(&["/hot-worker"], || Ok(()))?;
+    agent.learn(&["/hot-"], || Ok(()))?;
     Ok((agent, hot, folder))
 }
 
