@@ -201,11 +201,11 @@ const TOOLS: &[Tool] = &[
         source: Source::Debian(&["containerd", "runc", "containernetworking-plugins"]),
     },
     Tool {
-        name: "podman",
-        why: "runs containers without a daemon: other cgroups, another monitor",
-        purpose: Purpose::Node,
-        is_there: || has("podman"),
-        source: Source::Debian(&["podman"]),
+        name: "podman and runc",
+        why: "run containers without a daemon, whose memory ends inside a boolean",
+        purpose: Purpose::Test,
+        is_there: || has("podman") && has("runc"),
+        source: Source::Debian(&["podman", "runc"]),
     },
     Tool {
         name: "openssl and ip",
