@@ -542,7 +542,6 @@ fn a_worker_under_a_debugger_does_as_if_nobody_watched() -> Result<()> {
 
 /// The program that reads for the probe sleeps in the worker, as long as the worker likes.
 #[test]
-#[ignore = "probes are taken away by the thread that observes, which the kernel keeps until that worker goes on or ends"]
 fn a_worker_whose_page_never_comes_stops_nobody_else() -> Result<()> {
     let _node = require_root()?;
     let watched = Watched::start(&[], &["--linger", "1"])?;
