@@ -32,6 +32,10 @@ fn agent(arguments: &[&str]) -> Result<Agent> {
     ensure!(cuts.sum("occt_boolean_duration_seconds_count", &[]) > 0.0, "{}", agent.log());
     job.stop()?;
     child.0.wait()?;
+    // What it was in stays in the metrics for a moment, and is not what a test looks for.
+    until("no cut of the first job in flight", Duration::from_secs(30), || {
+        (agent.metrics().ok()?.sum("occt_operations_in_flight", &[]) == 0.0).then_some(())
+    })?;
     Ok(agent)
 }
 

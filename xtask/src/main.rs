@@ -28,6 +28,7 @@ mod running_agent;
 mod setup;
 mod shell;
 mod statistics;
+mod summary;
 mod test;
 #[path = "../../agent/build/toolchain.rs"]
 #[expect(
