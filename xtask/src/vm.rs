@@ -50,7 +50,7 @@ enum Tried {
     EachCgroup,
 }
 
-const CLAIMS: [Claim; 7] = [
+const CLAIMS: [Claim; 8] = [
     Claim {
         says: "Every program loads and probes are placed as the kernel can; one that is too old is refused by name",
         test: "kernels",
@@ -108,6 +108,14 @@ const CLAIMS: [Claim; 7] = [
         short: None,
         long: "",
         tried: Tried::EachCgroup,
+    },
+    Claim {
+        says: "A worker killed because the whole machine's memory ran out is counted under its operation, with no limit",
+        test: "oom",
+        filter: "memory_that_runs_out_on_the_whole_machine",
+        short: Some(""),
+        long: "",
+        tried: Tried::Once,
     },
 ];
 
