@@ -15,7 +15,7 @@ use cadscope_tests::agent::Agent;
 use cadscope_tests::builds;
 use cadscope_tests::collector::packages;
 use cadscope_tests::metrics::Metrics;
-use cadscope_tests::node::{require_root, scratch, tool};
+use cadscope_tests::node::{emulated, require_root, scratch, tool};
 use cadscope_tests::run::{self, Running};
 use serde::Deserialize;
 
@@ -126,7 +126,7 @@ fn check(metrics: &Metrics, asked: &[Asked]) -> Result<()> {
         println!("{kind}: ours less the client's, ms, first byte and whole: {apart:.3?}");
         // Another process may run in between on a machine with two processors: half of the calls are undisturbed.
         let (first, whole) = apart[apart.len() / 2];
-        ensure!(first.abs() < 2.0 && whole.abs() < 2.0, "{kind}: {apart:?}");
+        ensure!(emulated() || first.abs() < 2.0 && whole.abs() < 2.0, "{kind}: {apart:?}");
     }
     Ok(())
 }

@@ -50,7 +50,7 @@ enum Tried {
     EachCgroup,
 }
 
-const CLAIMS: [Claim; 8] = [
+const CLAIMS: [Claim; 9] = [
     Claim {
         says: "Every program loads and probes are placed as the kernel can; one that is too old is refused by name",
         test: "kernels",
@@ -97,6 +97,14 @@ const CLAIMS: [Claim; 8] = [
         says: "A FreeCAD job is shown exactly: 16 booleans, 9 fillets and chamfers, recomputes, files",
         test: "freecad_job",
         filter: "a_job_is_shown_exactly",
+        short: None,
+        long: "",
+        tried: Tried::EachWay,
+    },
+    Claim {
+        says: "Calls of AI providers, by a service and inside FreeCAD: which, how they went, and no secret of theirs",
+        test: "ai_latency",
+        filter: "calls_are_measured",
         short: None,
         long: "",
         tried: Tried::EachWay,
