@@ -61,6 +61,18 @@ pub enum FileError {
     Kernel(#[from] KernelError),
 }
 
+impl FileError {
+    /// Whether it can be otherwise a moment later, for the same process: what the node lacked, or someone else held.
+    #[must_use]
+    pub const fn may_pass(&self) -> bool {
+        match self {
+            Self::Open(error) => matches!(error, OpenError::Refused(_)),
+            Self::Elf(_) => false,
+            Self::Read(_) | Self::Changed | Self::Closing | Self::Attach(_) | Self::Kernel(_) => true,
+        }
+    }
+}
+
 /// A probe in a file, as `/status` shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlacedProbe {

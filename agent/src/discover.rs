@@ -47,12 +47,13 @@ pub fn open_mapped(proc: &Path, mapping: &Mapping) -> Result<File, OpenError> {
     if let Ok(found) = look(AT_FDCWD, &by_mapping, ResolveFlag::empty()) {
         return readable(&regular(found)?);
     }
-    let root = File::open(process.join("root")).map_err(|_| OpenError::Gone)?;
+    let refused = |error: std::io::Error| match error.raw_os_error().map(nix::Error::from_raw) {
+        Some(nix::Error::ENOENT | nix::Error::ESRCH) => OpenError::Gone,
+        _ => OpenError::Refused(error.to_string()),
+    };
+    let root = File::open(process.join("root")).map_err(refused)?;
     let path = Path::new(mapping.path.trim_start_matches('/'));
-    let found = look_below(&root, path).map_err(|error| match error {
-        nix::Error::ENOENT | nix::Error::ESRCH => OpenError::Gone,
-        error => OpenError::Refused(error.to_string()),
-    })?;
+    let found = look_below(&root, path).map_err(|error| refused(error.into()))?;
     let found = regular(found)?;
     if !is_stated(&found, mapping.file).map_err(|error| OpenError::Refused(error.to_string()))? {
         return Err(OpenError::Replaced);

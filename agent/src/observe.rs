@@ -3,7 +3,7 @@
 //! Owns the kernel side, the table of files and the table of workers. One thread calls [`Observer::poll`] in a loop;
 //! everything that happens reaches the caller through its closure, in order.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -36,6 +36,8 @@ use crate::written::Written;
 
 /// How often the mappings of workers are looked at again, in nanoseconds.
 const REVIEW_NS: u64 = 10_000_000_000;
+/// How many reviews a process whose file could not be looked at gets another look: ten minutes of them.
+const LOOKS_AGAIN: u8 = 60;
 /// How often the counts of calls without records are taken, in nanoseconds.
 const COUNTED_NS: u64 = 1_000_000_000;
 /// How often uninteresting files are forgotten, in nanoseconds.
@@ -128,6 +130,9 @@ pub struct Observer {
     targets: Targets,
     /// Ends of workers that were gone when they were recognised: told after what else the ring buffer has of them.
     late: Vec<Life>,
+    /// Processes with a file that could not be looked at for a reason that may pass, and how often they will be looked at
+    /// again.
+    again: HashMap<u32, u8>,
     reviewed_ns: u64,
     forgot_ns: u64,
     received: u64,
@@ -197,6 +202,7 @@ impl Observer {
             sources: Sources::new(options.sources),
             targets: Targets::new(!options.only_targets),
             late: Vec::new(),
+            again: HashMap::new(),
             reviewed_ns: now,
             forgot_ns: now,
             received: 0,
@@ -406,14 +412,21 @@ impl Observer {
             }
             // Executable files that are not ELF files of this machine are none of our business.
             Err(FileError::Elf(_)) => {}
-            Err(error) => say(missed(mapping, &error)),
+            Err(error) => self.missed(mapping, &error, say),
         }
+    }
+
+    fn missed(&mut self, mapping: &Mapping, error: &FileError, say: &mut dyn FnMut(Observation)) {
+        if error.may_pass() {
+            self.again.entry(mapping.pid).or_insert(LOOKS_AGAIN);
+        }
+        say(missed(mapping, error));
     }
 
     fn hold(&mut self, mapping: &Mapping, say: &mut dyn FnMut(Observation)) {
         match self.attacher.hold(&mut self.kernel, mapping.file, mapping.pid) {
             Ok(_) => self.refresh(mapping.pid, say),
-            Err(error) => say(missed(mapping, &error)),
+            Err(error) => self.missed(mapping, &error, say),
         }
     }
 
@@ -505,8 +518,33 @@ impl Observer {
                 self.end(pid, now, None, |_| End::without_exit(How::Unseen), say);
             }
         }
+        self.look_again(say);
         let proc = &self.proc;
         self.attacher.release_gone(now, |pid| discover::is_alive(proc, pid));
+    }
+
+    /// What was missed then has been told.
+    fn look_again(&mut self, say: &mut dyn FnMut(Observation)) {
+        self.again.retain(|_, left| {
+            *left = left.saturating_sub(1);
+            *left > 0
+        });
+        let mut anew = |observation| {
+            if !matches!(observation, Observation::Missed { .. }) {
+                say(observation);
+            }
+        };
+        for (pid, left) in std::mem::take(&mut self.again) {
+            let mappings = discover::mappings_of(&self.proc, pid);
+            if mappings.is_empty() && discover::is_alive(&self.proc, pid) {
+                self.again.insert(pid, left);
+            }
+            for mapping in mappings {
+                self.mapped(&mapping, &mut anew);
+            }
+            // Anything that failed again has entered it with all its looks.
+            self.again.entry(pid).and_modify(|again| *again = left);
+        }
     }
 
     fn take(&mut self, event: Event, say: &mut dyn FnMut(Observation)) {

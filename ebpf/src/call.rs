@@ -278,7 +278,8 @@ fn leave(ctx: &ProbeContext) -> Option<()> {
         ((*top).slot, (*top).state)
     };
     if depth == 0 || top_slot > slot {
-        if own {
+        // Below a full stack of frames: an entry that was too deep, and is counted as that.
+        if own && (depth as usize) < MAX_DEPTH {
             // SAFETY: the thread's state is touched by the thread itself only.
             unsafe { (*thread).flights = 0 };
             count(if is_relinking(cookie.probe()) { Counter::Twice } else { Counter::ReturnWithoutEntry });

@@ -22,6 +22,13 @@ extern "C" {
 }
 }
 
+extern "C" [[gnu::noipa, gnu::visibility("default")]] long deep(long number) {
+    asm volatile("nop" : "+r"(number));
+    const long below = number > 1 ? deep(number - 1) : 0;
+    asm volatile("nop" : "+r"(number));
+    return below + 1;
+}
+
 static long call(long (*function)(long), long calls, double rate) {
     using clock = std::chrono::steady_clock;
     const auto begin = clock::now();
@@ -40,6 +47,11 @@ int main() {
     double rate;
     int threads;
     while (scanf("%15s %ld %lf %d", name, &calls, &rate, &threads) == 4) {
+        if (strcmp(name, "deep") == 0) {
+            printf("%ld %ld\n", calls, deep(calls));
+            fflush(stdout);
+            continue;
+        }
         const auto function = strcmp(name, "warm") == 0 ? warm : blazing;
         std::vector<long> sums(threads);
         std::vector<std::thread> running;

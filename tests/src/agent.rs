@@ -227,6 +227,11 @@ impl Agent {
         Ok(kill(Pid::from_raw(i32::try_from(self.child.id())?), signal)?)
     }
 
+    /// Its exit code as a shell reports it, if it has ended.
+    pub fn ended(&mut self) -> Option<i32> {
+        self.child.try_wait().ok().flatten().map(run::shell_code)
+    }
+
     /// Sends a signal and waits for its end.
     ///
     /// # Errors

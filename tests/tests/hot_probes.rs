@@ -1,85 +1,18 @@
 //! Promise: a function that is called too often costs little and is told of exactly: counted instead of recorded, taken
 //! away beyond, and what finds no room is counted as lost, to the last call.
 
-use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use cadscope_tests::agent::Agent;
+use cadscope_tests::hot::{counted, lost, start};
 use cadscope_tests::metrics::Metrics;
-use cadscope_tests::node::{require_root, scratch};
+use cadscope_tests::node::require_root;
 use cadscope_tests::run;
-use cadscope_tests::worker::build_program;
 use nix::sys::signal::Signal;
 
-const CATALOG: &str = r#"
-[[probe]]
-id = "hot.warm"
-function = "warm(long)"
-symbols = ["warm"]
-title = "warm"
-metric = "hot_warm_seconds"
-help = "Time of a call."
-[[probe]]
-id = "hot.blazing"
-function = "blazing(long)"
-symbols = ["blazing"]
-title = "blazing"
-metric = "hot_blazing_seconds"
-help = "Time of a call."
-"#;
 /// For what depends on when the agent looks.
 const LONG: Duration = Duration::from_secs(30);
-
-/// The program, which calls when it is told to.
-struct Hot {
-    child: Child,
-    input: ChildStdin,
-    output: BufReader<ChildStdout>,
-}
-
-impl Hot {
-    fn start() -> Result<Self> {
-        let program = build_program("hot/hot.cpp")?;
-        let mut child = Command::new(program).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-        let input = child.stdin.take().context("no input")?;
-        let output = BufReader::new(child.stdout.take().context("no output")?);
-        Ok(Self { child, input, output })
-    }
-
-    /// How many calls were made; they returned what they should.
-    fn call(&mut self, function: &str, calls: i64, rate: u32, threads: i64) -> Result<f64> {
-        writeln!(self.input, "{function} {calls} {rate} {threads}")?;
-        let mut line = String::new();
-        self.output.read_line(&mut line)?;
-        let each = if function == "warm" { 1 } else { 2 };
-        let sum = threads * (calls * (calls - 1) / 2 + each * calls);
-        ensure!(line.trim() == format!("{} {sum}", calls * threads), "another result: {line}");
-        Ok((calls * threads) as f64)
-    }
-}
-
-impl Drop for Hot {
-    fn drop(&mut self) {
-        self.child.kill().ok();
-        self.child.wait().ok();
-    }
-}
-
-/// An agent with these limits that has probed the program.
-fn start(limits: &[&str]) -> Result<(Agent, Hot, tempfile::TempDir)> {
-    let folder = scratch()?;
-    let catalog = folder.path().join("hot.toml");
-    fs::write(&catalog, CATALOG)?;
-    let hot = Hot::start()?;
-    let mut arguments = vec!["--catalog", catalog.to_str().context("path is not UTF-8")?];
-    arguments.extend(limits);
-    let agent = Agent::start(&arguments)?;
-    agent.learn(&["/hot-"], || Ok(()))?;
-    Ok((agent, hot, folder))
-}
 
 fn limited(metrics: &Metrics, probe: &str, measure: &str) -> bool {
     metrics.sum("cadscope_probes_limited", &[("probe", probe), ("measure", measure)]) == 1.0
@@ -100,9 +33,8 @@ fn a_function_called_too_often_is_counted_exactly_and_one_called_far_too_often_i
     let _node = require_root()?;
     let (agent, mut hot, _folder) = start(&["--count-above", "1000", "--remove-above", "20000"])?;
     let mut made = hot.call("warm", 300, 300, 1)?;
-    let count = |metrics: &Metrics| metrics.sum("hot_warm_seconds_count", &[]);
-    let metrics = agent.metrics_when(LONG, |metrics| count(metrics) >= made)?;
-    ensure!(count(&metrics) == made, "{} of {made} recorded calls", count(&metrics));
+    let metrics = agent.metrics_when(LONG, |metrics| counted(metrics) >= made)?;
+    ensure!(counted(&metrics) == made, "{} of {made} recorded calls", counted(&metrics));
     ensure!(!limited(&metrics, "hot.warm", "counted"), "300 calls a second are too many already");
 
     // Until it is counted, and for a while after that: calls with records and calls without add up.
@@ -113,8 +45,8 @@ fn a_function_called_too_often_is_counted_exactly_and_one_called_far_too_often_i
         }
     }
     made += hot.call("warm", 8_000, 4_000, 1)?;
-    let metrics = agent.metrics_when(LONG, |metrics| count(metrics) >= made)?;
-    ensure!(count(&metrics) == made, "{} of {made} calls; agent:\n{}", count(&metrics), agent.log());
+    let metrics = agent.metrics_when(LONG, |metrics| counted(metrics) >= made)?;
+    ensure!(counted(&metrics) == made, "{} of {made} calls; agent:\n{}", counted(&metrics), agent.log());
     ensure!(limited(&metrics, "hot.warm", "counted"), "4,000 calls a second are not limited");
     let (is, why) = state(&agent, "hot.warm")?;
     ensure!(is == "attached" && why.contains("counted, not recorded"), "/status: {is}, {why}");
@@ -136,8 +68,8 @@ fn a_function_called_too_often_is_counted_exactly_and_one_called_far_too_often_i
     hot.call("blazing", 10_000, 0, 1)?;
     // The other probe of the file was placed anew meanwhile, and has missed nothing.
     made += hot.call("warm", 1_000, 4_000, 1)?;
-    let metrics = agent.metrics_when(LONG, |metrics| count(metrics) >= made)?;
-    ensure!(count(&metrics) == made, "{} of {made} calls; agent:\n{}", count(&metrics), agent.log());
+    let metrics = agent.metrics_when(LONG, |metrics| counted(metrics) >= made)?;
+    ensure!(counted(&metrics) == made, "{} of {made} calls; agent:\n{}", counted(&metrics), agent.log());
     ensure!(blazing(&metrics) == settled, "probes that were taken away are hit");
     Ok(())
 }
@@ -147,17 +79,15 @@ fn what_finds_no_room_is_counted_to_the_last_call() -> Result<()> {
     let _node = require_root()?;
     let (agent, mut hot, _folder) = start(&["--count-above", "4000000000", "--remove-above", "4000000000"])?;
     let mut made = hot.call("warm", 100, 0, 2)?;
-    let count = |metrics: &Metrics| metrics.sum("hot_warm_seconds_count", &[]);
-    let lost = |metrics: &Metrics| metrics.sum("cadscope_events_lost_total", &[]);
-    let metrics = agent.metrics_when(LONG, |metrics| count(metrics) >= made)?;
-    ensure!(count(&metrics) == made && lost(&metrics) == 0.0, "{} of {made} calls", count(&metrics));
+    let metrics = agent.metrics_when(LONG, |metrics| counted(metrics) >= made)?;
+    ensure!(counted(&metrics) == made && lost(&metrics) == 0.0, "{} of {made} calls", counted(&metrics));
     // The ring buffer holds some 40,000 records, which nobody takes.
     agent.signal(Signal::SIGSTOP)?;
     let calls = hot.call("warm", 60_000, 0, 2);
     agent.signal(Signal::SIGCONT)?;
     made += calls?;
-    let metrics = agent.metrics_when(LONG, |metrics| count(metrics) + lost(metrics) >= made)?;
-    let (count, lost) = (count(&metrics), lost(&metrics));
+    let metrics = agent.metrics_when(LONG, |metrics| counted(metrics) + lost(metrics) >= made)?;
+    let (count, lost) = (counted(&metrics), lost(&metrics));
     ensure!(count + lost == made, "{made} calls, {count} counted, {lost} lost");
     ensure!(lost > 0.0 && count > 1_000.0, "{made} calls, {count} counted, {lost} lost");
     Ok(())
