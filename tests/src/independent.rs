@@ -109,6 +109,20 @@ impl Count {
         Self::of(&counted.collect::<Result<Vec<_>>>()?)
     }
 
+    /// The same of single functions: a key, the file, the mangled name.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn start_of(counted: &[(&'static str, PathBuf, &'static str)]) -> Result<Self> {
+        let counted = counted.iter().map(|(name, library, symbol)| Counted {
+            name,
+            library: library.clone(),
+            symbol,
+            key: "0",
+        });
+        Self::of(&counted.collect::<Vec<_>>())
+    }
+
     fn of(counted: &[Counted]) -> Result<Self> {
         let bpftrace = node::tool("bpftrace", "bpftrace")?;
         let folder = node::scratch()?;

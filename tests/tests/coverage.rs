@@ -133,7 +133,7 @@ fn the_support_matrix_is_what_the_builds_have() -> Result<()> {
 }
 
 /// What no probe of the catalogue shows, and why; kept here because nothing can be derived from what is not there.
-const NOT_OBSERVED: [(&str, &str, &str); 9] = [
+const NOT_OBSERVED: [(&str, &str, &str); 8] = [
     ("export_duration_seconds", "SVG, DAE, IFC", "written by pure Python modules of FreeCAD"),
     (
         "export_duration_seconds",
@@ -146,11 +146,6 @@ const NOT_OBSERVED: [(&str, &str, &str); 9] = [
         "freecad_workbench_invocations_total",
         "pure Python workbenches",
         "no native function is called; their windows' activation is seen",
-    ),
-    (
-        "freecad_object_created_total",
-        "objects made first and added then (`addObject(…, attach=True)`)",
-        "another function; 36 of 7,521 in FreeCAD 1.1's own suite",
     ),
     (
         "material_library_access_total",

@@ -197,10 +197,12 @@ fn opens(text: &str, events: &[Value]) -> Result<()> {
                  where above.name = 'recompute document' and slice.name glob 'recompute Part::*'";
     let features = shown.iter().filter(|slice| slice[0].starts_with("recompute Part::")).count();
     ensure!(features > 3 && rows(below)?.len() == features, "{:?}", rows(below)?);
-    let memory = rows("select cast(cast(value as int) as text) as bytes from counter order by ts")?;
-    let counted =
-        events.iter().filter(|event| event["ph"] == "C").map(|event| event["args"]["bytes"].to_string());
-    ensure!(memory.concat() == counted.collect::<Vec<_>>(), "memory: {memory:?}");
+    let mut memory = rows("select cast(cast(value as int) as text) as bytes from counter")?.concat();
+    let counters = events.iter().filter(|event| event["ph"] == "C");
+    let mut counted: Vec<String> = counters.map(|event| event["args"]["bytes"].to_string()).collect();
+    memory.sort();
+    counted.sort();
+    ensure!(memory == counted, "written: {counted:?}, shown: {memory:?}");
     let process = events.iter().find(|event| event["name"] == "process_name").context("no process")?;
     let title = format!("{}{}", process["args"]["name"].as_str().unwrap_or_default(), process["pid"]);
     let track = Value::from(title.replace(char::is_whitespace, ""));

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
+use nix::time::{clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
 
 use crate::places::cache;
@@ -63,6 +64,12 @@ impl RunningAgent {
     /// The most memory that it has had, in KiB.
     pub(crate) fn highest_kib(&self) -> Result<u64> {
         crate::bench::highest_kib(self.child.id())
+    }
+
+    /// The processor time that it has taken.
+    pub(crate) fn cpu(&self) -> Result<Duration> {
+        let clock = clock_getcpuclockid(Pid::from_raw(i32::try_from(self.child.id())?))?;
+        Ok(clock_gettime(clock)?.into())
     }
 
     /// The body that it answers with; any status but 200 is an error.

@@ -87,11 +87,22 @@ for n in 1, 2:
     small.recompute()
     expect(RECOMPUTED, workbench="Part", doc_complexity=count_range(n))
 expect(CREATED, 2, **{"class": "Part::Box", "workbench": "Part"})
+class Attached:
+    def attach(self, o):
+        o.touch()
+
+    def execute(self, o):
+        pass
+
+
+small.addObject("Part::FeaturePython", "Attached", Attached(), None, True)
+expect(CREATED, **{"class": "Part::FeaturePython", "workbench": "Part"})
 small.addObject("App::FeaturePython", "Plain")
 expect(CREATED, **{"class": "App::FeaturePython", "workbench": "App"})
 small.recompute()
-expect(RECOMPUTED, workbench="App", doc_complexity=count_range(3))
+expect(RECOMPUTED, workbench="App", doc_complexity=count_range(4))
 expect(OBJECT, 2, **{"class": "Part::Box", "workbench": "Part", "status": "ok"})
+expect(OBJECT, **{"class": "Part::FeaturePython", "workbench": "Part", "status": "ok"})
 try:
     small.saveAs(file + "/small.FCStd")  # below a file
 except Exception:

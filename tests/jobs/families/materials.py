@@ -10,10 +10,8 @@ import Materials
 A = "material_library_access_total"
 P = "material_property_apply_duration_seconds"
 L = "material_appearance_apply_duration_seconds"
-for family in A, P:
+for family in A, P, L:
     scope(family)
-for look in "value", "material":
-    scope(L, appearance_type=look)
 manager = Materials.MaterialManager()
 steel = [uuid for uuid, material in manager.Materials.items() if material.Name == "Steel-Generic"][0]
 for _ in range(3):
@@ -43,4 +41,8 @@ holder.addProperty("App::PropertyMaterial", "Look")
 for _ in range(4):
     holder.Look = App.Material()
     expect(L, appearance_type="material")
+holder.addProperty("App::PropertyMaterialList", "Faces")
+for n in 1, 6, 20:
+    holder.Faces = [App.Material()] * n  # as a shape's view has it for its faces
+    expect(L, appearance_type="faces")
 done()

@@ -1,7 +1,8 @@
 //! Turns the libraries of each build into what it costs to find all probe sites in them, once: docs/bench-resolve.md.
 //!
 //! Measures `cadscope probes` over every library and module of a build; a worker maps fewer. The time is CPU time of the
-//! whole program, its start included; the memory is its peak, pages of the analysed files included.
+//! whole program, its start included; the memory is its peak, pages of the analysed files included. What an agent spends on
+//! workers that map the same files, the first and those after it, is its CPU time over a while, less that of idle ones.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -11,19 +12,27 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{binary, children, write_page};
+use super::{binary, children, compile, write_page};
 use crate::builds::{self, BUILDS};
+use crate::running_agent::RunningAgent;
+use crate::setup::is_root;
 use crate::shell::first_line;
+use crate::statistics::median;
 
 const RUNS: usize = 7;
+/// Workers after the first, and as many times in which nothing happens.
+const WORKERS: usize = 5;
+/// How long an agent is watched for what one worker costs it.
+const WATCHED: Duration = Duration::from_millis(1500);
 
 /// Measures, prints and writes.
 pub(crate) fn resolve() -> Result<()> {
+    ensure!(is_root(), "attaching to other processes needs root: run this as root");
     builds::make_for_tests(true)?;
-    let binary = binary()?;
+    let (binary, driver) = (binary()?, compile("maps.c")?);
     let kernel = first_line(Command::new("uname").args(["-sr"])).unwrap_or_default();
     let mut page = format!(
-        "# What finding the probe sites costs\n\nWritten by `cargo xtask bench resolve` on {kernel}. Best of {RUNS} runs of `cadscope probes` over every library of the\nbuild: CPU time of the program, and its peak memory with the pages of the analysed files. The agent does this once for\neach file, however many containers map it, and never again while the file is in use.\n\n| build | files | CPU, ms | peak, MiB |\n|---|---|---|---|\n"
+        "# What finding the probe sites costs\n\nWritten by `cargo xtask bench resolve` on {kernel}. Best of {RUNS} runs of `cadscope probes` over every library of the\nbuild: CPU time of the program, and its peak memory with the pages of the analysed files. The agent does this once for\neach file, however many containers map it, and never again while the file is in use.\n\n`first`: CPU time of an agent for a worker that maps all these files, their probes placed; `next`: for one that maps them\nwhile another does, median of {WORKERS}. Both less what the agent takes in the same time when nothing happens; other processes\nthat start on the machine meanwhile are in it, either way.\n\n| build | files | CPU, ms | peak, MiB | first, ms | next, ms |\n|---|---|---|---|---|---|\n"
     );
     for build in BUILDS.iter().filter(|build| build.has_cad()) {
         let files = libraries(&builds::folder()?.join(build.name))?;
@@ -33,10 +42,54 @@ pub(crate) fn resolve() -> Result<()> {
             milliseconds = milliseconds.min(time);
             kibibytes = kibibytes.min(peak);
         }
-        let _ =
-            writeln!(page, "| {} | {} | {milliseconds:.0} | {} |", build.name, files.len(), kibibytes / 1024);
+        let (first, next) = workers(&binary, &driver, &files)?;
+        let _ = writeln!(
+            page,
+            "| {} | {} | {milliseconds:.0} | {} | {first:.0} | {next:.1} |",
+            build.name,
+            files.len(),
+            kibibytes / 1024
+        );
     }
     write_page("bench-resolve.md", &page)
+}
+
+/// CPU time in milliseconds that an agent takes for the first worker with these files, and for those after it.
+fn workers(binary: &Path, driver: &Path, files: &[PathBuf]) -> Result<(f64, f64)> {
+    let agent = RunningAgent::start(binary)?;
+    let over = || -> Result<f64> {
+        let before = agent.cpu()?;
+        std::thread::sleep(WATCHED);
+        Ok((agent.cpu()? - before).as_secs_f64() * 1000.0)
+    };
+    let idle = (0..WORKERS).map(|_| over()).collect::<Result<Vec<f64>>>()?;
+    let idle = median(&idle).context("no rounds")?;
+    let (mut times, mut running) = (Vec::new(), Vec::new());
+    for _ in 0..=WORKERS {
+        let before = agent.cpu()?;
+        running.push(Driver(
+            Command::new(driver).args(files).stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?,
+        ));
+        std::thread::sleep(WATCHED);
+        times.push((agent.cpu()? - before).as_secs_f64() * 1000.0 - idle);
+    }
+    for driver in &mut running {
+        ensure!(driver.0.try_wait()?.is_none(), "what maps the files has ended");
+    }
+    drop(running);
+    agent.stop()?;
+    let (first, next) = times.split_first().context("no rounds")?;
+    Ok((*first, median(next).context("no rounds")?))
+}
+
+/// Ended when dropped.
+struct Driver(std::process::Child);
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
+    }
 }
 
 /// CPU time in milliseconds and peak memory in KiB of one run.

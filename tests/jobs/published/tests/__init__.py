@@ -1,0 +1,37 @@
+# What CadQuery's published tests import from their own package, which is not published with them.
+import unittest
+from pathlib import Path
+
+from cadquery import Solid, Vector, Wire
+
+
+class BaseTest(unittest.TestCase):
+    def assertTupleAlmostEquals(self, wanted, found, places):
+        for one, other in zip(wanted, found):
+            self.assertAlmostEqual(one, other, places)
+
+
+def makeCube(size):
+    return Solid.makeBox(size, size, size)
+
+
+def makeUnitCube(centered=True):
+    cube = makeCube(1.0)
+    return cube.translate(Vector(-0.5, -0.5, -0.5)) if centered else cube
+
+
+def makeUnitSquareWire():
+    corners = (0, 0), (1, 0), (1, 1), (0, 1), (0, 0)
+    return Wire.makePolygon([Vector(x, y, 0) for x, y in corners])
+
+
+def readFileAsString(file):
+    return Path(file).read_text()
+
+
+def writeStringToFile(text, file):
+    Path(file).write_text(text)
+
+
+def toTuple(vector):
+    return vector.toTuple() if isinstance(vector, Vector) else (vector.X(), vector.Y(), vector.Z())
