@@ -35,6 +35,7 @@ title = "blazing"
 metric = "hot_blazing_seconds"
 help = "Time of a call."
 "#;
+
 /// The program.
 #[derive(Debug)]
 pub struct Hot {

@@ -172,10 +172,12 @@ impl Drop for Aside {
 
 /// A guest of `cargo xtask vm` has its memory for itself: elsewhere nobody's machine is brought to its end.
 #[test]
+#[ignore = "uses up the memory of the machine: cargo xtask vm runs it in a guest"]
 fn memory_that_runs_out_on_the_whole_machine_is_told_as_that() -> Result<()> {
     const CATALOG: &str = "[[probe]]\nid = \"memory.grow\"\nfunction = \"grow(long, int)\"\nsymbols = [\"grow\"]\ntitle = \"grow\"\n";
     let _node = require_root()?;
     if !emulated() {
+        eprintln!("not tried here: cargo xtask vm does, in a guest");
         return Ok(());
     }
     let folder = scratch()?;
