@@ -415,7 +415,7 @@ mod tests {
     fn each_claim_names_a_test() {
         for claim in CLAIMS {
             let file = format!("{}/../tests/tests/{}.rs", env!("CARGO_MANIFEST_DIR"), claim.test);
-            let tests = std::fs::read_to_string(&file).unwrap();
+            let tests = fs::read_to_string(&file).unwrap();
             let wanted = claim.filter.split(' ').next().unwrap_or_default();
             let named = tests.lines().any(|line| line.starts_with("fn ") && line.contains(wanted));
             assert!(named, "no test of {} is named `{wanted}`: a guest would run none, and pass", claim.test);

@@ -14,7 +14,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::builds;
-use crate::places::target_dir;
+use crate::places::{repository, target_dir};
 use crate::shell::follow;
 use crate::vm::kernel::Kernel;
 
@@ -101,13 +101,16 @@ fn qemu(kernel: &Kernel, archive: &Path, limit: Duration) -> Result<Command> {
 }
 
 /// The first program of the guest. Modules are tried until those that they need are there; kernels of Debian 13 and newer
-/// say that a compressed module is none before busybox unpacks it.
+/// say that a compressed module is none before busybox unpacks it. A checkout in a folder that is the guest's own is kept.
 const INIT: &str = r#"#!/bin/busybox sh
 B=/bin/busybox R=/root
 for round in 1 2 3 4; do for module in /modules/*; do $B insmod $module 2>/dev/null; done; done
 $B mount -t 9p -o trans=virtio,version=9p2000.L,cache=loose,msize=524288,ro root $R || echo "the root file system cannot be mounted"
 $B mount -t proc proc $R/proc; $B mount -t sysfs sys $R/sys; $B mount -t devtmpfs dev $R/dev
-$B mkdir -p $R/dev/shm; for folder in tmp run dev/shm; do $B mount -t tmpfs tmpfs $R/$folder; done
+$B mkdir -p $R/dev/shm; HERE=$($B cat /checkout)
+case $HERE in /tmp/*|/run/*) $B mount -o bind $R$HERE /kept ;; esac
+for folder in tmp run dev/shm; do $B mount -t tmpfs tmpfs $R/$folder; done
+case $HERE in /tmp/*|/run/*) $B mkdir -p $R$HERE; $B mount -o bind /kept $R$HERE ;; esac
 $B mount -t tracefs tracefs $R/sys/kernel/tracing; $B mount -t bpf bpf $R/sys/fs/bpf
 . /cgroups
 $B ip link set lo up
@@ -123,7 +126,7 @@ $B mount -t cgroup -o memory cgroup memory; $B mount -t cgroup2 cgroup2 unified;
 fn initramfs(kernel: &Path, cgroups: Cgroups, steps: &[Step]) -> Result<Vec<u8>> {
     let busybox = builds::folder()?.join("qemu/usr/bin/busybox");
     let mut archive = Archive::default();
-    for folder in ["bin", "modules", "root", "proc"] {
+    for folder in ["bin", "modules", "root", "proc", "kept"] {
         archive.add(folder, FOLDER, &[])?;
     }
     archive.add("bin/busybox", PROGRAM, &fs::read(&busybox).context("no build `qemu`")?)?;
@@ -133,6 +136,7 @@ fn initramfs(kernel: &Path, cgroups: Cgroups, steps: &[Step]) -> Result<Vec<u8>>
         archive.add(&name, PROGRAM, &fs::read(entry.path())?)?;
     }
     archive.add("init", PROGRAM, INIT.as_bytes())?;
+    archive.add("checkout", PROGRAM, repository()?.to_string_lossy().as_bytes())?;
     let mounts = if cgroups == Cgroups::V1 { CGROUP_V1 } else { CGROUP_V2 };
     archive.add("cgroups", PROGRAM, mounts.as_bytes())?;
     archive.add("steps", PROGRAM, script(steps).as_bytes())?;
