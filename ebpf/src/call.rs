@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// Inserts only what is not there.
-const BPF_NOEXIST: u64 = 1;
+pub const BPF_NOEXIST: u64 = 1;
 
 /// Frames further apart than this are taken to be on different stacks (a coroutine's).
 pub const STACK_SPAN: u64 = 16 << 20;

@@ -6,7 +6,7 @@ use aya_ebpf::{
 use cadscope_common::record::{Fate, Life, ended_by, record_kind};
 
 use crate::{
-    call::{Ending, close_all, forget, ids, now_ns},
+    call::{BPF_NOEXIST, Ending, close_all, forget, ids, now_ns},
     emit,
     maps::{ENDED, EXECUTED, FATES, RESIDENT, TARGETS, THREADS, WORKERS, setting},
     task::{current, current_task, kernel, key_of, system_call},
@@ -23,6 +23,7 @@ const FAULTS: u64 = 1 << 4 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 8 | 1 << 11 | 1 << 
 /// Signals that end a process unless it objects: those and HUP, INT, QUIT, KILL, PIPE, ALRM, TERM, XCPU, XFSZ.
 const ENDS: u64 =
     FAULTS | 1 << 1 | 1 << 2 | 1 << 3 | 1 << 9 | 1 << 13 | 1 << 14 | 1 << 15 | 1 << 24 | 1 << 25;
+const EEXIST: i64 = -17;
 const SYS_EXIT: u64 = 60;
 const SYS_EXIT_GROUP: u64 = 231;
 
@@ -173,6 +174,15 @@ pub fn thread_exited(_ctx: RawTracePointContext) -> i32 {
             let _ = TARGETS.remove(pid);
         }
         let process = current(pid);
+        // Threads that end at the same time can each find nobody left: the first tells, and its time stays the end's.
+        let known = ENDED.get_ptr(pid);
+        // SAFETY: map values live as long as the program.
+        if known
+            .is_some_and(|known| unsafe { (*known).process.start_boottime_ns == process.start_boottime_ns })
+        {
+            return 0;
+        }
+        let or_none = if known.is_some() { 0 } else { BPF_NOEXIST };
         let own_cpu_ns: u64 = kernel(task, setting!(offsets.task_sum_exec_runtime));
         let gone_cpu_ns: u64 = kernel(signal, setting!(offsets.signal_sum_sched_runtime));
         let mut life = Life {
@@ -190,7 +200,9 @@ pub fn thread_exited(_ctx: RawTracePointContext) -> i32 {
             let _ = FATES.remove(pid);
         }
         // It may turn out to have been a worker, or be learnt of late.
-        let _ = ENDED.insert(pid, life, 0);
+        if ENDED.insert(pid, life, or_none).is_err_and(|error| i64::from(error) == EEXIST) {
+            return 0;
+        }
         if WORKERS.get_ptr(pid).is_some() {
             let _ = WORKERS.remove(pid);
             let _ = RESIDENT.remove(pid);
