@@ -121,7 +121,7 @@ const CLAIMS: [Claim; 9] = [
         says: "A worker killed because the whole machine's memory ran out is counted under its operation, with no limit",
         test: "oom",
         filter: "memory_that_runs_out_on_the_whole_machine --ignored",
-        short: Some(""),
+        short: None,
         long: "",
         tried: Tried::Once,
     },
