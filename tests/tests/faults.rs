@@ -152,7 +152,7 @@ fn on_a_full_disk_exports_are_still_compared_and_a_trace_that_cannot_be_written_
 }
 
 #[test]
-fn a_frozen_container_is_attached_to_and_its_calls_last_as_long_as_they_lasted() -> Result<()> {
+fn a_frozen_container_is_attached_to_and_loses_no_call() -> Result<()> {
     let _node = require_root()?;
     let frozen = Frozen::new("ice")?;
     let mut command = frozen.enter(&Command::new(build_program("hot/hot.cpp")?));
@@ -166,7 +166,7 @@ fn a_frozen_container_is_attached_to_and_its_calls_last_as_long_as_they_lasted()
     ensure!(agent.metrics()?.sum("freecad_workers", &[]) >= 1.0, "{}", agent.log());
     frozen.thaw()?;
     counts(&agent, &mut hot, 1_000)?;
-    // Frozen in the middle of its calls: they are all counted, and one of them lasted as long as the ice.
+    // Frozen again and again while it calls.
     let before = agent.metrics()?;
     let until_then = Instant::now() + Duration::from_secs(3);
     let calls = std::thread::scope(|scope| -> Result<f64> {
@@ -184,7 +184,7 @@ fn a_frozen_container_is_attached_to_and_its_calls_last_as_long_as_they_lasted()
     ensure!(risen(&after) == calls && lost(&after) == lost(&before), "{} of {calls}", risen(&after));
     held(
         "A frozen container",
-        "attached to while frozen; then frozen 7 times in 300,000 calls",
+        "attached to while frozen; then frozen again and again in 300,000 calls",
         "every call counted, none lost, the worker's results as they were",
     )
 }
@@ -258,7 +258,7 @@ fn two_agents_on_a_node_each_count_everything_and_one_may_die() -> Result<()> {
     ensure!(counted(&first.metrics()?) == made + 10_000.0);
     held(
         "Two agents on a node",
-        "the same worker, 20,000 calls at 20,000/s; then one agent is killed, and 10,000 more",
+        &format!("the same worker, {calls} calls at 20,000/s; then one agent is killed, and 10,000 more"),
         "each counts every call once; the one that is left goes on",
     )
 }
@@ -321,7 +321,7 @@ fn an_agent_that_is_stopped_and_continued_counts_or_tells_what_it_lost() -> Resu
 }
 
 #[test]
-fn a_thousand_threads_call_at_once_and_end_in_the_middle() -> Result<()> {
+fn a_thousand_threads_call_at_once_and_every_call_is_counted() -> Result<()> {
     let _node = require_root()?;
     let (agent, mut hot, _folder) = hot::start(&[])?;
     let made = hot.call("warm", 20, 0, 1_000)?;
@@ -331,7 +331,7 @@ fn a_thousand_threads_call_at_once_and_end_in_the_middle() -> Result<()> {
 }
 
 #[test]
-fn a_worker_killed_in_a_storm_is_waited_for_by_nobody() -> Result<()> {
+fn workers_killed_as_they_start_do_not_stay_and_hide_no_call() -> Result<()> {
     let _node = require_root()?;
     let (agent, mut hot, folder) = hot::start(&[])?;
     let program = build_program("hot/hot.cpp")?;
