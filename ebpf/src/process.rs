@@ -182,7 +182,7 @@ pub fn thread_exited(_ctx: RawTracePointContext) -> i32 {
         {
             return 0;
         }
-        let or_none = if known.is_some() { 0 } else { BPF_NOEXIST };
+        let insertion = if known.is_some() { 0 } else { BPF_NOEXIST };
         let own_cpu_ns: u64 = kernel(task, setting!(offsets.task_sum_exec_runtime));
         let gone_cpu_ns: u64 = kernel(signal, setting!(offsets.signal_sum_sched_runtime));
         let mut life = Life {
@@ -200,7 +200,7 @@ pub fn thread_exited(_ctx: RawTracePointContext) -> i32 {
             let _ = FATES.remove(pid);
         }
         // It may turn out to have been a worker, or be learnt of late.
-        if ENDED.insert(pid, life, or_none).is_err_and(|error| i64::from(error) == EEXIST) {
+        if ENDED.insert(pid, life, insertion).is_err_and(|error| i64::from(error) == EEXIST) {
             return 0;
         }
         if WORKERS.get_ptr(pid).is_some() {

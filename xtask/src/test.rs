@@ -1,7 +1,6 @@
 //! Turns a checkout into a verdict: stages from cheap to expensive, the first that fails ends it.
 
 use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -85,37 +84,17 @@ fn all(stages: &mut Stages, rules: Rules) -> Result<()> {
     stages.count("root tests", |summary| root_tests(summary, binary, rules.full))
 }
 
-/// All of them, also after one has failed. One or two that fail are run again, since a machine that does something else
-/// as well can be too late for a test once: what cadscope does wrong it does wrong twice. It is shown who needed that.
+/// All of them, also after one has failed.
 fn root_tests(summary: &mut Summary, binary: &Path, full: bool) -> Result<()> {
-    let mut extra = Vec::new();
+    let mut cargo = cargo()?;
+    cargo.args(["test", "--package", "cadscope-tests", "--no-fail-fast", "--", "--test-threads=1"]);
+    cargo.args(full.then_some("--include-ignored"));
+    cargo.env("CADSCOPE_BIN", binary).env("CADSCOPE_BUILDS", builds::folder()?);
     if full {
-        extra.push(("CADSCOPE_DEB", package::package()?.into_os_string()));
-        extra.push(("CADSCOPE_IMAGE", image::image(image::Machine::Amd64)?.into()));
-        extra.push(("CADSCOPE_FULL", "1".into()));
+        cargo.env("CADSCOPE_FULL", "1").env("CADSCOPE_DEB", package::package()?);
+        cargo.env("CADSCOPE_IMAGE", image::image(image::Machine::Amd64)?);
     }
-    let command = |before: &[&str], after: &[&str]| -> Result<Command> {
-        let mut cargo = cargo()?;
-        cargo.args(["test", "--package", "cadscope-tests"]).args(before).args(["--", "--test-threads=1"]);
-        cargo.args(after).args(full.then_some("--include-ignored"));
-        cargo.env("CADSCOPE_BIN", binary).env("CADSCOPE_BUILDS", builds::folder()?).envs(extra.clone());
-        Ok(cargo)
-    };
-    let first = run_watched(&mut command(&["--no-fail-fast"], &[])?, |line| summary.add(line));
-    let again = summary.worth_another_run();
-    if first.is_ok() || again.is_empty() {
-        return first;
-    }
-    for name in again {
-        headline(&format!("again: {name}"));
-        let mut second = Summary::default();
-        run_watched(&mut command(&["--tests"], &["--exact", &name])?, |line| second.add(line))?;
-        if !second.one_passed() {
-            return first;
-        }
-        summary.passed_again(name);
-    }
-    Ok(())
+    run_watched(&mut cargo, |line| summary.add(line))
 }
 
 fn format(root: &Path) -> Result<()> {
