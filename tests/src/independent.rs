@@ -17,7 +17,7 @@ const OCCT: &str = "/usr/lib/x86_64-linux-gnu";
 const FREECAD: &str = "/usr/lib/freecad-python3/lib";
 
 /// What of the installed files is counted: a key, the library and the function, and what tells calls apart.
-const INSTALLED: [(&str, &str, &str, &str, &str); 8] = [
+const INSTALLED: [(&str, &str, &str, &str, &str); 9] = [
     ("boolean", OCCT, "libTKBO.so.7.6.3", BOOLEAN, KIND),
     ("split", OCCT, "libTKBO.so.7.6.3", FUSE, "0"),
     ("split", OCCT, "libTKBO.so.7.6.3", SPLIT, "0"),
@@ -32,6 +32,7 @@ const INSTALLED: [(&str, &str, &str, &str, &str); 8] = [
     ),
     ("object", FREECAD, "libFreeCADApp.so", "_ZN3App8Document17_recomputeFeatureEPNS_14DocumentObjectE", "0"),
     ("created", FREECAD, "libFreeCADApp.so", "_ZN3App8Document9addObjectEPKcS2_bS2_b", "arg3 & 0xff"),
+    ("created", FREECAD, "libFreeCADApp.so", "_ZN3App8Document9addObjectEPNS_14DocumentObjectEPKc", "1"),
 ];
 
 const BOOLEAN: &str = "_ZN28BRepAlgoAPI_BooleanOperation5BuildERK21Message_ProgressRange";
