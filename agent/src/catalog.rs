@@ -183,7 +183,7 @@ pub struct Probe {
     /// Values to read, by layout; the first whose condition holds for the worker's build is used.
     pub layouts: Vec<Layout>,
     /// Values made from other values.
-    pub derived: BTreeMap<String, Derived>,
+    pub derived: BTreeMap<Arc<str>, Derived>,
     /// Calls of one group that are open inside one another are one piece of work: only the outermost of them goes to
     /// `metric` and `counter` (a STEP export of FreeCAD holds one of OCCT).
     pub group: Option<String>,
@@ -311,7 +311,7 @@ pub struct Layout {
     /// For which builds; see the catalogue's grammar (`occt >= 8.0`); empty = all.
     pub when: Vec<Condition>,
     /// Value names with their place in the record.
-    pub values: Vec<(String, Place)>,
+    pub values: Vec<(Arc<str>, Place)>,
     /// The compiled program.
     pub program: ProbeProgram,
 }

@@ -181,7 +181,7 @@ mod tests {
     fn operation(worker: &Arc<Worker>, group: &str, depth: u32, start_ms: f64, end_ms: f64) -> Observation {
         let probe = Arc::new(Probe { group: Some(group.to_owned()), ..samples::probe("x.y", "") });
         let operation = samples::operation(&probe, worker, start_ms, end_ms);
-        Observation::Operation(Box::new(Operation { depth, ..operation }))
+        Observation::Operation(Operation { depth, ..operation })
     }
 
     fn worker(start_boottime_ns: u64) -> Arc<Worker> {

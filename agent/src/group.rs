@@ -44,7 +44,10 @@ impl Groups {
             }
         }
         if operation.depth == 0 {
-            for (inner, nested) in self.waiting.remove(&key).unwrap_or_default() {
+            // The thread's list stays for what it does next, until its process ends.
+            for (inner, nested) in
+                self.waiting.get_mut(&key).into_iter().flat_map(|waiting| waiting.drain(..))
+            {
                 give(inner, nested);
             }
             give(operation, false);

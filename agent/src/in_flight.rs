@@ -11,7 +11,7 @@ use cadscope_common::open::{CAPTURED, Frame, Thread};
 use crate::attach::{Attacher, Slot};
 use crate::catalog::Probe;
 use crate::kernel::Kernel;
-use crate::operation::{Outcome, Value, Worker};
+use crate::operation::{Outcome, Texts, Values, Worker};
 use crate::python::Source;
 use crate::sources::Sources;
 use crate::workers::Workers;
@@ -123,7 +123,7 @@ pub struct OpenCall {
     /// The probe it is seen by.
     pub probe: Arc<Probe>,
     /// What was read at its entry.
-    pub values: BTreeMap<String, Value>,
+    pub values: Values,
     /// What was tallied inside it so far.
     pub tally: u64,
 }
@@ -177,10 +177,11 @@ fn frames(thread: &Thread, now_ns: u64) -> impl Iterator<Item = (u32, &Frame)> {
 }
 
 /// What was read at the entry of an open call.
-fn values(kernel: &Kernel, slot: &Slot, tid: u32, depth: u32, frame: &Frame) -> BTreeMap<String, Value> {
+fn values(kernel: &Kernel, slot: &Slot, tid: u32, depth: u32, frame: &Frame) -> Values {
     let captured = (frame.state & CAPTURED != 0).then(|| kernel.capture(tid, depth)).flatten();
-    let values =
-        captured.zip(slot.layout()).map(|(record, layout)| slot.probe.decode(layout, &record, &record.text));
+    let values = captured
+        .zip(slot.layout())
+        .map(|(record, layout)| slot.probe.decode(layout, &record, &record.text, &mut Texts::default()));
     values.unwrap_or_default()
 }
 

@@ -303,7 +303,7 @@ mod tests {
         recent.see(&Observation::Started(Arc::clone(&worker)));
         for outcome in [Outcome::Ok, Outcome::Exception] {
             let operation = Operation { outcome, ..samples::operation(&probe, &worker, 1.0, 2.0) };
-            recent.see(&Observation::Operation(Box::new(operation)));
+            recent.see(&Observation::Operation(operation));
         }
         assert_eq!((recent.workers[&7].operations, recent.workers[&7].failed), (2, 1));
         let end = Box::new(End { code: Some(3), ..End::without_exit(How::Failure) });

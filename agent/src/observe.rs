@@ -27,9 +27,9 @@ use crate::job::{Job, Variables};
 use crate::kernel::mapped_file::map_as_program;
 use crate::kernel::records::MOST_RECORDS;
 use crate::kernel::{AttachMode, Kernel, KernelError, Records, wait};
-use crate::operation::{Operation, Value, Worker};
+use crate::operation::{Operation, Texts, Value, Worker};
 use crate::plan::Versions;
-use crate::receive::{self, Event, Exceptions};
+use crate::receive::{self, Event, Exceptions, Room};
 use crate::sources::Sources;
 use crate::workers::{Late, Live, Targets, Workers};
 use crate::written::Written;
@@ -55,6 +55,10 @@ pub enum ObserveError {
 }
 
 /// What happened.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "operations are nearly all there is, and a box of each would be their only memory"
+)]
 #[derive(Debug)]
 pub enum Observation {
     /// A process was recognised as a worker.
@@ -75,7 +79,7 @@ pub enum Observation {
         end: Box<End>,
     },
     /// An operation ended.
-    Operation(Box<Operation>),
+    Operation(Operation),
     /// Calls of this kind returned so many times, each after about the same time, and are no operations of their own.
     Repeated {
         /// One of them, of mean duration, without values.
@@ -126,6 +130,9 @@ pub struct Observer {
     attacher: Attacher,
     workers: Workers,
     exceptions: Exceptions,
+    texts: Texts,
+    /// Name of the value that a tally is.
+    tally: Arc<str>,
     containers: Containers,
     installed: Installed,
     flow_rules: Vec<flow_type::Rule>,
@@ -200,6 +207,8 @@ impl Observer {
             ai_providers: options.ai_providers,
             workers: Workers::default(),
             exceptions: Exceptions::default(),
+            texts: Texts::default(),
+            tally: Arc::from("tally"),
             containers: Containers::default(),
             installed: Installed::default(),
             flow_rules: options.flow_rules,
@@ -311,8 +320,9 @@ impl Observer {
     pub fn drain(&mut self, say: &mut dyn FnMut(Observation)) {
         let late = std::mem::take(&mut self.late);
         self.follow_mappings(say);
+        let mut room = Room::default();
         for _ in 0..MOST_RECORDS {
-            let Some(event) = self.records.next(receive::read) else { break };
+            let Some(event) = self.records.next(|bytes| receive::read(bytes, &mut room)) else { break };
             self.received += 1;
             match event {
                 Ok(event) => self.take(event, say),
@@ -594,7 +604,7 @@ impl Observer {
         }
     }
 
-    fn take(&mut self, event: Event, say: &mut dyn FnMut(Observation)) {
+    fn take(&mut self, event: Event<'_>, say: &mut dyn FnMut(Observation)) {
         match event {
             Event::Thrown(exception) => self.exceptions.announce(&exception),
             Event::Ended(record) => {
@@ -604,21 +614,28 @@ impl Observer {
                 };
                 let worker = self.worker_of(record.process, &slot.versions, say);
                 self.budget.note(record.probe, 1);
-                let mut operation = receive::operation(&record, &slot, worker, &self.exceptions);
+                let mut operation = receive::operation(
+                    record,
+                    &slot.probe,
+                    slot.layout(),
+                    worker,
+                    &self.exceptions,
+                    &mut self.texts,
+                );
                 if operation.probe.ignores(&operation.values) {
                     return;
                 }
                 if operation.probe.tally.is_some() {
                     let tally = self.kernel.take_tally(record.tid, record.start_ns);
                     let tally = i64::try_from(tally).unwrap_or(i64::MAX);
-                    operation.values.insert("tally".to_owned(), Value::Int(tally));
+                    operation.values.insert(Arc::clone(&self.tally), Value::Int(tally));
                 }
                 self.written.look(&mut operation);
                 operation.source = self.sources.take(record.tid, record.start_ns, record.end_ns);
                 if let Some(live) = self.workers.get_mut(record.process.pid) {
                     live.did(&mut operation);
                 }
-                say(Observation::Operation(Box::new(operation)));
+                say(Observation::Operation(operation));
             }
             Event::Forked { parent, child } => {
                 if self.workers.fork(parent.pid, child, now_ns()).is_some() {

@@ -1,7 +1,6 @@
 //! The values that flow out of the kernel's records: workers, and the operations they did.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use cadscope_common::record::ProcessKey;
@@ -12,7 +11,7 @@ use crate::inputs::Touched;
 use crate::job::Job;
 use crate::memory::Memory;
 use crate::python::Source;
-pub use crate::value::{Outcome, Value};
+pub use crate::value::{Outcome, Texts, Value, Values};
 
 /// One finished call. `(process, tid, start_ns)` names it.
 #[derive(Clone, Debug)]
@@ -42,7 +41,7 @@ pub struct Operation {
     /// The line of the job that called it; `None` where it was not slow, or Python was not seen.
     pub source: Option<Arc<Source>>,
     /// What the probe read, by value name; a value that could not be read is absent.
-    pub values: BTreeMap<String, Value>,
+    pub values: Values,
     /// Resident memory of its process; `None` where it was not read.
     pub memory: Option<Memory>,
     /// The file that it wrote or read; `None` where nobody wants it.
@@ -66,7 +65,7 @@ impl Operation {
             exception: None,
             signal: None,
             source: None,
-            values: BTreeMap::new(),
+            values: Values::default(),
             memory: None,
             file: None,
         }

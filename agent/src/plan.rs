@@ -125,7 +125,7 @@ impl PlannedProbe {
             return Some(format!("another signature, so the duration only: {found}"));
         }
         let read =
-            |layout: &Layout| layout.values.iter().map(|(name, _)| name.clone()).collect::<HashSet<_>>();
+            |layout: &Layout| layout.values.iter().map(|(name, _)| name.to_string()).collect::<HashSet<_>>();
         let known = self.layout().map(read).unwrap_or_default();
         let all: HashSet<String> = self.probe.layouts.iter().flat_map(read).collect();
         let mut lacking: Vec<String> = all.difference(&known).cloned().collect();

@@ -11,12 +11,11 @@ use cadscope_common::record::{
 };
 use cadscope_common::tls::Exchange;
 
-use crate::attach::Slot;
-use crate::catalog::{demangle_type, printable};
+use crate::catalog::{Layout, Probe, demangle_type, printable};
 use crate::ending::{self, Limit};
 use crate::kernel::plain;
 use crate::memory::Memory;
-use crate::operation::{Operation, Outcome, Worker};
+use crate::operation::{Operation, Outcome, Texts, Worker};
 
 /// Threads whose last exception is remembered.
 const MAX_EXCEPTIONS: usize = 4096;
@@ -37,9 +36,9 @@ pub enum Unreadable {
 
 /// What a record says.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Event {
+pub enum Event<'a> {
     /// A call ended.
-    Ended(Box<record::Operation>),
+    Ended(&'a record::Operation),
     /// An exception is announced.
     Thrown(Exception),
     /// A worker forked.
@@ -61,11 +60,15 @@ pub enum Event {
     Exchanged(Box<Exchange>),
 }
 
-/// Reads one record.
+/// Where one record of an operation is held while it is looked at.
+#[derive(Debug, Default)]
+pub struct Room(Option<record::Operation>);
+
+/// Reads one record; one of an operation into `room`.
 ///
 /// # Errors
 /// It is not one.
-pub fn read(bytes: &[u8]) -> Result<Event, Unreadable> {
+pub fn read<'a>(bytes: &[u8], room: &'a mut Room) -> Result<Event<'a>, Unreadable> {
     let kind = bytes.get(..4).and_then(|kind| kind.try_into().ok()).map(u32::from_ne_bytes);
     match kind.ok_or(Unreadable::Truncated)? {
         record_kind::OPERATION => {
@@ -80,7 +83,7 @@ pub fn read(bytes: &[u8]) -> Result<Event, Unreadable> {
             if bytes.len() < OPERATION_HEAD_BYTES {
                 operation.unread = u16::MAX;
             }
-            Ok(Event::Ended(Box::new(operation)))
+            Ok(Event::Ended(room.0.insert(operation)))
         }
         record_kind::EXCEPTION => plain::read(bytes).map(Event::Thrown).ok_or(Unreadable::Truncated),
         kind @ (record_kind::FORK | record_kind::EXEC | record_kind::EXIT) => {
@@ -127,15 +130,17 @@ impl Exceptions {
 #[must_use]
 pub fn operation(
     record: &record::Operation,
-    slot: &Slot,
+    probe: &Arc<Probe>,
+    layout: Option<&Layout>,
     worker: Arc<Worker>,
     exceptions: &Exceptions,
+    texts: &mut Texts,
 ) -> Operation {
     let text_len = usize::try_from(record.text_len).unwrap_or(0).min(record.text.len());
     let text = record.text.get(..text_len).unwrap_or_default();
-    let values = slot.layout().map(|layout| slot.probe.decode(layout, record, text)).unwrap_or_default();
+    let values = layout.map(|layout| probe.decode(layout, record, text, texts)).unwrap_or_default();
     let (outcome, ended_by) = match record.ended_by {
-        ended_by::RETURN => (slot.probe.outcome(&values), "return"),
+        ended_by::RETURN => (probe.outcome(&values), "return"),
         ended_by::EXCEPTION => (Outcome::Exception, "exception"),
         ended_by::THREAD_EXIT => (Outcome::Killed, "thread_exit"),
         ended_by::PROCESS_EXIT => (Outcome::Killed, "process_exit"),
@@ -144,7 +149,7 @@ pub fn operation(
         _ => (Outcome::Error, "jump"),
     };
     Operation {
-        probe: Arc::clone(&slot.probe),
+        probe: Arc::clone(probe),
         worker,
         tid: record.tid,
         depth: record.depth,
@@ -195,17 +200,18 @@ mod tests {
 
     #[test]
     fn a_record_that_is_cut_or_of_no_kind_is_refused() {
-        assert_eq!(read(&[]), Err(Unreadable::Truncated));
-        assert_eq!(read(&1_u32.to_ne_bytes()), Err(Unreadable::Truncated));
-        assert_eq!(read(&99_u32.to_ne_bytes()), Err(Unreadable::UnknownKind));
-        assert_eq!(read(&record_kind::EXIT.to_ne_bytes()), Err(Unreadable::Truncated));
+        assert_eq!(read(&[], &mut Room::default()), Err(Unreadable::Truncated));
+        assert_eq!(read(&1_u32.to_ne_bytes(), &mut Room::default()), Err(Unreadable::Truncated));
+        assert_eq!(read(&99_u32.to_ne_bytes(), &mut Room::default()), Err(Unreadable::UnknownKind));
+        assert_eq!(read(&record_kind::EXIT.to_ne_bytes(), &mut Room::default()), Err(Unreadable::Truncated));
     }
 
     #[test]
     fn a_record_without_values_has_none_of_them_read() {
         let mut bytes = vec![0; OPERATION_BARE_BYTES];
         bytes[..4].copy_from_slice(&record_kind::OPERATION.to_ne_bytes());
-        let Ok(Event::Ended(operation)) = read(&bytes) else { panic!("no operation") };
+        let mut room = Room::default();
+        let Ok(Event::Ended(operation)) = read(&bytes, &mut room) else { panic!("no operation") };
         assert_eq!(operation.unread, u16::MAX);
     }
 
@@ -231,7 +237,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn no_bytes_make_it_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..600)) {
-            let _ = read(&bytes);
+            let _ = read(&bytes, &mut Room::default());
         }
     }
 }

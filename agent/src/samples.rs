@@ -69,11 +69,11 @@ pub(crate) fn operation(probe: &Arc<Probe>, worker: &Arc<Worker>, start_ms: f64,
 }
 
 /// An integer value.
-pub(crate) fn int(name: &str, number: i64) -> (String, Value) {
-    (name.to_owned(), Value::Int(number))
+pub(crate) fn int(name: &str, number: i64) -> (Arc<str>, Value) {
+    (name.into(), Value::Int(number))
 }
 
 /// A text value.
-pub(crate) fn text(name: &str, text: &str) -> (String, Value) {
-    (name.to_owned(), Value::Text(text.into()))
+pub(crate) fn text(name: &str, text: &str) -> (Arc<str>, Value) {
+    (name.into(), Value::Text(text.into()))
 }

@@ -112,7 +112,7 @@ impl Collected {
                     report.exit = status.map(exit_of);
                 }
             }
-            Observation::Operation(operation) => self.operations.push(*operation),
+            Observation::Operation(operation) => self.operations.push(operation),
             Observation::Ready(_)
             | Observation::Called(_)
             | Observation::Repeated { .. }

@@ -98,7 +98,7 @@ impl Written {
             }
             let file = self.open(pid, Path::new(path));
             let bytes = file.as_ref().and_then(|file| i64::try_from(file.file.metadata().ok()?.size()).ok());
-            let name = name.to_owned();
+            let name = Arc::from(name);
             operation.file = self.keep_files.then(|| self.keep(file));
             if let Some(bytes) = bytes {
                 operation.values.insert(name, Value::Int(bytes));
@@ -206,7 +206,7 @@ mod tests {
     #[test]
     fn only_what_was_written_has_a_size() {
         let mut probe = samples::probe("io.test", "");
-        probe.derived.insert("file_bytes".to_owned(), crate::catalog::Derived::FileBytes("path".to_owned()));
+        probe.derived.insert("file_bytes".into(), crate::catalog::Derived::FileBytes("path".to_owned()));
         let worker = samples::worker(std::process::id(), "test");
         let mut operation = samples::operation(&Arc::new(probe), &worker, 0.0, 1.0);
         operation.values.extend([samples::text("path", "/etc/passwd")]);
@@ -215,7 +215,7 @@ mod tests {
             let written = Written::new(Path::new("/proc"), keep_files);
             for (mut operation, has_size) in [(operation.clone(), true), (failed.clone(), false)] {
                 written.look(&mut operation);
-                assert_eq!(operation.values.contains_key("file_bytes"), has_size);
+                assert_eq!(operation.values.get("file_bytes").is_some(), has_size);
                 assert_eq!(operation.file.is_some(), has_size && keep_files);
             }
         }

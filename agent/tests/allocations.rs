@@ -1,4 +1,5 @@
-//! Promise: an operation costs the agent no memory that stays, and its metrics none at all once its kind is known.
+//! Promise: an operation of a kind that is known asks for no memory: not its record, not what was read of it, not its
+//! metrics.
 
 #![allow(
     clippy::unwrap_used,
@@ -8,14 +9,17 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use cadscope::catalog::Catalog;
 use cadscope::export::metrics::{Metrics, MetricsOptions};
-use cadscope::operation::{Operation, Value, Worker};
-use cadscope::receive::{self, Event};
-use cadscope_common::record::{OPERATION_BARE_BYTES, record_kind};
+use cadscope::group::Groups;
+use cadscope::kernel::plain;
+use cadscope::operation::{Operation, Texts, Value, Values, Worker};
+use cadscope::receive::{self, Event, Exceptions, Room};
+use cadscope::rollup::Rollups;
+use cadscope_common::probe::{TEXT_BLOCK, TEXT_BYTES, WORDS};
+use cadscope_common::record::{self, ended_by, record_kind};
 
 /// The system's, which counts what each thread asks for.
 struct Counting;
@@ -72,8 +76,7 @@ fn operation() -> Operation {
         ..Worker::default()
     });
     let mut operation = Operation::unread(probe, &worker, 1_000_000);
-    operation.values =
-        BTreeMap::from([("kind", 1), ("shapes", 2)].map(|(n, v)| (n.to_owned(), Value::Int(v))));
+    operation.values = Values::from([("kind", Value::Int(1)), ("shapes", Value::Int(2))]);
     operation
 }
 
@@ -95,13 +98,71 @@ fn metrics_of_a_kind_that_is_known_ask_for_no_memory() {
     assert_eq!(asked, 0, "in {TIMES} operations");
 }
 
+/// The record of a boolean, whose every value and text is there.
+fn record() -> record::Operation {
+    let mut text = [0; TEXT_BYTES];
+    for block in text.chunks_mut(TEXT_BLOCK) {
+        for (byte, letter) in block.iter_mut().zip(b"13TopoDS_TSolid") {
+            *byte = *letter;
+        }
+    }
+    record::Operation {
+        kind: record_kind::OPERATION,
+        ended_by: ended_by::RETURN,
+        text_len: u32::try_from(TEXT_BYTES).unwrap(),
+        words: [2; WORDS],
+        text,
+        start_ns: 1_000,
+        end_ns: 5_000_000,
+        tid: 7,
+        ..plain::read(&[0; size_of::<record::Operation>()]).unwrap()
+    }
+}
+
 #[test]
-fn a_record_is_read_into_one_block_which_goes_with_it() {
-    let mut record = [0_u8; OPERATION_BARE_BYTES];
-    record.first_chunk_mut().map(|kind: &mut [u8; 4]| *kind = record_kind::OPERATION.to_ne_bytes()).unwrap();
-    let asked = asked(|| match receive::read(&record) {
-        Ok(Event::Ended(_)) => {}
-        other => panic!("{other:?}"),
-    });
-    assert_eq!(asked, TIMES);
+fn a_record_becomes_an_operation_without_any_memory() {
+    let catalog = Catalog::builtin().unwrap();
+    let mut most = 0;
+    for probe in &catalog.probes {
+        let worker = operation().worker;
+        let layout = probe.layout_for("7.6.3", "0.20.2");
+        let (exceptions, mut texts, mut room) = (Exceptions::default(), Texts::default(), Room::default());
+        let bytes = plain::bytes_of(&record()).to_vec();
+        let mut run = || {
+            let Ok(Event::Ended(record)) = receive::read(&bytes, &mut room) else { panic!("no operation") };
+            let worker = Arc::clone(&worker);
+            let made = receive::operation(record, probe, layout, worker, &exceptions, &mut texts);
+            most = most.max(made.values.iter().count());
+        };
+        run();
+        assert_eq!(asked(&mut run), 0, "in {TIMES} operations of {}", probe.id);
+    }
+    assert!(most > 4, "{most} values");
+}
+
+#[test]
+fn the_whole_way_of_an_operation_through_the_agent_asks_for_no_memory() {
+    let worker = operation().worker;
+    let metrics = Metrics::new(MetricsOptions::default());
+    let catalog = Catalog::builtin().unwrap();
+    let mut groups = Groups::default();
+    let mut rollups = Rollups::new(&catalog);
+    let (exceptions, mut texts, mut room) = (Exceptions::default(), Texts::default(), Room::default());
+    let of = |id: &str| catalog.get(id).unwrap();
+    // An export inside another: what waits for the one around it takes a place, too.
+    let (inner, outer) = (of("io.step_w_stream"), of("part.exportStep"));
+    let mut run = || {
+        for (probe, depth) in [(inner, 1), (outer, 0), (of("bool.api_build"), 0)] {
+            let bytes = record::Operation { depth, ..record() };
+            let bytes = plain::bytes_of(&bytes);
+            let Ok(Event::Ended(record)) = receive::read(bytes, &mut room) else { panic!("no operation") };
+            let layout = probe.layout_for("7.6.3", "0.20.2");
+            let worker = Arc::clone(&worker);
+            let made = receive::operation(record, probe, layout, worker, &exceptions, &mut texts);
+            rollups.see(&made, |_| {});
+            groups.push(made, |operation, nested| metrics.record(&operation, nested));
+        }
+    };
+    run();
+    assert_eq!(asked(run), 0, "in {TIMES} times three operations");
 }

@@ -189,7 +189,7 @@ fn no_input_makes_a_parser_panic_hang_or_grow() {
                 drop(flow_type(&text, &words, &[]));
             }),
         ),
-        ("records", records, Box::new(|bytes| drop(receive::read(bytes)))),
+        ("records", records, Box::new(|bytes| drop(receive::read(bytes, &mut receive::Room::default())))),
         (
             "catalogue",
             vec![probes.to_vec()],

@@ -81,7 +81,7 @@ impl<'a> Feed<'a> {
         match observation {
             Observation::Operation(operation) => {
                 self.rollups.see(&operation, |rolled| metrics.record_rollup(&operation.worker, &rolled));
-                self.groups.push(*operation, |operation, nested| record(&operation, nested));
+                self.groups.push(operation, |operation, nested| record(&operation, nested));
             }
             Observation::Started(worker) => {
                 metrics.worker_seen();

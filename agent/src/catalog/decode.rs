@@ -3,7 +3,6 @@
 //! Everything here was written by a worker: texts are cut, made valid and printable, numbers are only numbers.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use cadscope_common::probe::{TEXT_BLOCK, edge, kind};
@@ -12,7 +11,7 @@ use cpp_demangle::DemangleOptions;
 
 use super::{Comparison, Condition, Derived, Label, Layout, Place, Probe, Product, ranges};
 use crate::demangled::demangled;
-use crate::value::{Outcome, Value};
+use crate::value::{Outcome, Texts, Value, Values};
 
 /// Label value where the value could not be read.
 const UNKNOWN: &str = "unknown";
@@ -46,25 +45,25 @@ impl Probe {
         layout: &Layout,
         record: &record::Operation,
         text: &[u8],
-    ) -> BTreeMap<String, Value> {
-        let mut values = BTreeMap::new();
+        texts: &mut Texts,
+    ) -> Values {
+        let mut values = Values::default();
         for (name, place) in &layout.values {
             let value = match *place {
                 Place::Word { index, fetch } => word(layout, record, index, fetch),
-                Place::Text { block, blocks, fetch, class } => {
-                    was_read(layout, record, fetch).and_then(|_| text_value(text, block, blocks, class))
-                }
+                Place::Text { block, blocks, fetch, class } => was_read(layout, record, fetch)
+                    .and_then(|_| text_value(text, block, blocks, class, texts)),
             };
             if let Some(value) = value {
-                values.insert(name.clone(), value);
+                values.insert(Arc::clone(name), value);
             }
         }
         self.derive(&mut values);
         values
     }
 
-    fn derive(&self, values: &mut BTreeMap<String, Value>) {
-        let number = |values: &BTreeMap<String, Value>, name: &str| match values.get(name) {
+    fn derive(&self, values: &mut Values) {
+        let number = |values: &Values, name: &str| match values.get(name) {
             Some(Value::Int(number)) => Some(*number),
             _ => None,
         };
@@ -82,7 +81,7 @@ impl Probe {
                 Derived::FileBytes(_) => None,
             };
             if let Some(value) = value {
-                values.insert(name.clone(), Value::Int(value));
+                values.insert(Arc::clone(name), Value::Int(value));
             }
         }
         for made in self.derived.values() {
@@ -95,29 +94,29 @@ impl Probe {
 
     /// How a call that returned went.
     #[must_use]
-    pub fn outcome(&self, values: &BTreeMap<String, Value>) -> Outcome {
+    pub fn outcome(&self, values: &Values) -> Outcome {
         let failed = self.error_when.iter().any(|condition| condition.holds_for(values));
         if failed { Outcome::Error } else { Outcome::Ok }
     }
 
     /// The call is one that metrics count.
     #[must_use]
-    pub fn counts(&self, values: &BTreeMap<String, Value>) -> bool {
+    pub fn counts(&self, values: &Values) -> bool {
         self.count_when.iter().all(|condition| condition.holds_for(values))
     }
 
     /// The call had nothing to do, and is no operation.
     #[must_use]
-    pub fn ignores(&self, values: &BTreeMap<String, Value>) -> bool {
+    pub fn ignores(&self, values: &Values) -> bool {
         self.ignore_when.iter().any(|condition| condition.holds_for(values))
     }
 
     /// Name of the value that is the size of a file, and the file's path.
     #[must_use]
-    pub fn written_file<'a>(&'a self, values: &'a BTreeMap<String, Value>) -> Option<(&'a str, &'a str)> {
+    pub fn written_file<'a>(&'a self, values: &'a Values) -> Option<(&'a str, &'a str)> {
         self.derived.iter().find_map(|(name, made)| match made {
             Derived::FileBytes(path) => match values.get(path) {
-                Some(Value::Text(path)) => Some((name.as_str(), &**path)),
+                Some(Value::Text(path)) => Some((&**name, &**path)),
                 _ => None,
             },
             _ => None,
@@ -126,7 +125,7 @@ impl Probe {
 
     /// The path of the file that a call of the group `load` reads; `None` for one that reads no file.
     #[must_use]
-    pub fn read_file<'a>(&self, values: &'a BTreeMap<String, Value>) -> Option<&'a str> {
+    pub fn read_file<'a>(&self, values: &'a Values) -> Option<&'a str> {
         let path = self.attributes.get("file.path").filter(|_| self.loads())?;
         match values.get(path) {
             Some(Value::Text(path)) => Some(path),
@@ -143,7 +142,7 @@ impl Probe {
     /// What the operation is called: the title with its places filled; a value that is absent is left
     /// out, with the space before it.
     #[must_use]
-    pub fn title(&self, values: &BTreeMap<String, Value>) -> String {
+    pub fn title(&self, values: &Values) -> String {
         let mut title = String::with_capacity(self.title.len());
         let mut rest = self.title.as_str();
         while let Some((before, name, after)) = next_place(rest) {
@@ -162,17 +161,13 @@ impl Probe {
 
     /// The labels of the operation, sorted by name, without those that the agent adds.
     #[must_use]
-    pub fn label_values<'a>(
-        &'a self,
-        values: &'a BTreeMap<String, Value>,
-        outcome: Outcome,
-    ) -> Vec<(&'a str, Cow<'a, str>)> {
+    pub fn label_values<'a>(&'a self, values: &'a Values, outcome: Outcome) -> Vec<(&'a str, Cow<'a, str>)> {
         self.labels.iter().map(|(name, label)| (name.as_str(), label.text(values, outcome))).collect()
     }
 
     /// The span attributes of the operation, sorted by name; one whose value is absent is left out.
     #[must_use]
-    pub fn attribute_values(&self, values: &BTreeMap<String, Value>, outcome: Outcome) -> Vec<(&str, Value)> {
+    pub fn attribute_values(&self, values: &Values, outcome: Outcome) -> Vec<(&str, Value)> {
         let value_of = |name: &String| match (values.get(name), self.labels.get(name)) {
             (Some(value), _) => Some(value.clone()),
             (None, Some(label)) => Some(Value::Text(Arc::from(label.text(values, outcome)))),
@@ -183,7 +178,7 @@ impl Probe {
 }
 
 impl Comparison {
-    fn holds_for(&self, values: &BTreeMap<String, Value>) -> bool {
+    fn holds_for(&self, values: &Values) -> bool {
         match values.get(&self.value) {
             Some(Value::Int(number)) => (*number == self.number) == self.equal,
             _ => false,
@@ -222,7 +217,7 @@ impl Label {
     }
 
     /// The label's value.
-    pub(crate) fn text<'a>(&'a self, values: &'a BTreeMap<String, Value>, outcome: Outcome) -> Cow<'a, str> {
+    pub(crate) fn text<'a>(&'a self, values: &'a Values, outcome: Outcome) -> Cow<'a, str> {
         let value = self.value().and_then(|name| values.get(name));
         match (self, value) {
             (Self::Constant(text), _) => Cow::Borrowed(text),
@@ -278,15 +273,15 @@ fn word(layout: &Layout, record: &record::Operation, index: u8, fetch: u8) -> Op
     }))
 }
 
-fn text_value(text: &[u8], block: u8, blocks: u8, class: bool) -> Option<Value> {
+fn text_value(text: &[u8], block: u8, blocks: u8, class: bool, texts: &mut Texts) -> Option<Value> {
     let begin = usize::from(block) * TEXT_BLOCK;
     let end = (begin + usize::from(blocks) * TEXT_BLOCK).min(text.len());
     let raw = text.get(begin..end)?.split(|&byte| byte == 0).next()?;
-    let text = printable(raw);
-    if !class {
-        return Some(Value::Text(Arc::from(text)));
-    }
-    (!text.is_empty()).then(|| Value::Text(Arc::from(class_name(&demangle_type(&text)))))
+    let make = || match class {
+        true => Arc::from(class_name(&demangle_type(&printable(raw)))),
+        false => Arc::from(printable(raw)),
+    };
+    (!class || !raw.is_empty()).then(|| Value::Text(texts.get(raw, class, make)))
 }
 
 /// Valid UTF-8 without control characters.
@@ -418,11 +413,11 @@ mod tests {
         let mut text = vec![0; TEXT_BYTES];
         for (name, place) in &layout.values {
             match *place {
-                Place::Word { index, fetch } => match values.iter().find(|(n, _)| n == name) {
+                Place::Word { index, fetch } => match values.iter().find(|(n, _)| *n == &**name) {
                     Some((_, value)) => record.words[usize::from(index)] = value.cast_unsigned(),
                     None => record.unread |= 1 << fetch,
                 },
-                Place::Text { block, fetch, .. } => match texts.iter().find(|(n, _)| n == name) {
+                Place::Text { block, fetch, .. } => match texts.iter().find(|(n, _)| *n == &**name) {
                     Some((_, value)) => {
                         let at = usize::from(block) * TEXT_BLOCK;
                         text[at..at + value.len()].copy_from_slice(value.as_bytes());
@@ -434,7 +429,7 @@ mod tests {
         (record, text)
     }
 
-    fn labels(probe: &Probe, values: &BTreeMap<String, Value>) -> String {
+    fn labels(probe: &Probe, values: &Values) -> String {
         let labels = probe.label_values(values, probe.outcome(values));
         labels.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" ")
     }
@@ -446,7 +441,7 @@ mod tests {
         let layout = probe.layout_for("7.6.3", "").unwrap();
         let numbers = [("kind", 1), ("arguments", 1), ("tools", 3), ("done", 0)];
         let (record, text) = record_of(layout, &numbers, &[("argument", "13TopoDS_TSolid")]);
-        let values = probe.decode(layout, &record, &text);
+        let values = probe.decode(layout, &record, &text, &mut Texts::default());
         assert_eq!(labels(probe, &values), "operation=union solids_range=0002-0005 status=error");
         assert_eq!(probe.title(&values), "boolean union");
         let attributes = probe.attribute_values(&values, Outcome::Error);
@@ -463,14 +458,17 @@ mod tests {
             [("objects_begin", 0x7f00_0000), ("objects_end", 0x7f00_0000 + 8 * 12), ("recomputed", 12)];
         let texts = [("document", "Doc1"), ("newest", "N3App14FeaturePythonTIN4Part7FeatureEEE")];
         let (record, text) = record_of(layout, &numbers, &texts);
-        let values = probe.decode(layout, &record, &text);
+        let values = probe.decode(layout, &record, &text, &mut Texts::default());
         assert_eq!(labels(probe, &values), "doc_complexity=0006-0020 workbench=Part");
         assert_eq!(probe.title(&values), "recompute document Doc1");
-        assert_eq!(values.keys().collect::<Vec<_>>(), ["document", "newest", "objects", "recomputed"]);
-        assert_eq!(values["newest"], Value::Text("Part::FeaturePython".into()));
+        assert_eq!(
+            values.iter().map(|(name, _)| name).collect::<Vec<_>>(),
+            ["document", "newest", "objects", "recomputed"]
+        );
+        assert_eq!(values.get("newest"), Some(&Value::Text("Part::FeaturePython".into())));
         let empty = [("objects_begin", 0x7f00_0000), ("objects_end", 0x7f00_0000)];
         let (record, text) = record_of(layout, &empty, &texts);
-        let values = probe.decode(layout, &record, &text);
+        let values = probe.decode(layout, &record, &text, &mut Texts::default());
         assert_eq!(labels(probe, &values), "doc_complexity=0000 workbench=none", "what was read is stale");
     }
 
@@ -480,7 +478,7 @@ mod tests {
         let probe = catalog.get("fc.recompute_feature").unwrap();
         let names = |freecad| {
             let layout = probe.layout_for("7.8.1", freecad).unwrap();
-            layout.values.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>()
+            layout.values.iter().map(|(name, _)| &**name).collect::<Vec<_>>()
         };
         assert_eq!(names("1.0.0"), ["class", "object", "ret"]);
         assert_eq!(names("2.0"), ["class", "ret"]);
@@ -500,7 +498,7 @@ mod tests {
         let probe = catalog.get("fc.recompute_feature").unwrap();
         let layout = probe.layout_for("7.6.3", "0.20.2").unwrap();
         let (record, text) = record_of(layout, &[], &[]);
-        let values = probe.decode(layout, &record, &text);
+        let values = probe.decode(layout, &record, &text, &mut Texts::default());
         assert!(values.is_empty());
         assert_eq!(labels(probe, &values), "class=unknown status=ok workbench=unknown");
         assert_eq!(probe.title(&values), "recompute unknown");
@@ -513,8 +511,8 @@ mod tests {
         let layout = probe.layout_for("7.6.3", "").unwrap();
         let (mut record, text) = record_of(layout, &[("kind", 4), ("done", 0)], &[]);
         record.ended_by = ended_by::EXCEPTION;
-        let values = probe.decode(layout, &record, &text);
-        assert!(!values.contains_key("done"));
+        let values = probe.decode(layout, &record, &text, &mut Texts::default());
+        assert!(values.get("done").is_none());
         assert_eq!(probe.outcome(&values), Outcome::Ok);
         assert_eq!(probe.title(&values), "boolean section");
     }
@@ -523,10 +521,10 @@ mod tests {
     fn restored_objects_are_not_created() {
         let catalog = Catalog::builtin().unwrap();
         let probe = catalog.get("fc.add_object").unwrap();
-        let is_new = |n| BTreeMap::from([("is_new".to_owned(), Value::Int(n))]);
+        let is_new = |n| Values::from([("is_new", Value::Int(n))]);
         assert!(probe.counts(&is_new(1)));
         assert!(!probe.counts(&is_new(0)));
-        assert!(!probe.counts(&BTreeMap::new()));
+        assert!(!probe.counts(&Values::default()));
     }
 
     #[test]
@@ -583,7 +581,7 @@ mod tests {
             let record = record::Operation { words, unread, ended_by: ended, ..empty_record() };
             for probe in &Catalog::builtin().unwrap().probes {
                 for layout in &probe.layouts {
-                    let values = probe.decode(layout, &record, &text);
+                    let values = probe.decode(layout, &record, &text, &mut Texts::default());
                     let outcome = probe.outcome(&values);
                     prop_assert!(!probe.title(&values).chars().any(char::is_control));
                     for (_, label) in probe.label_values(&values, outcome) {

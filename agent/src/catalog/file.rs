@@ -418,7 +418,7 @@ fn attributes(table: &Table) -> Result<BTreeMap<String, String>, Wrong> {
     Ok(attributes)
 }
 
-fn derived(table: &Table) -> Result<BTreeMap<String, Derived>, Wrong> {
+fn derived(table: &Table) -> Result<BTreeMap<Arc<str>, Derived>, Wrong> {
     let mut all = BTreeMap::new();
     for (name, value) in subtable(table, "derived", "derived")?.into_iter().flatten() {
         let key = format!("derived.{name}");
@@ -430,7 +430,7 @@ fn derived(table: &Table) -> Result<BTreeMap<String, Derived>, Wrong> {
             if table.len() > 1 {
                 return Err(wrong(key, DERIVED_FORMS));
             }
-            all.insert(name.clone(), Derived::FileBytes(path));
+            all.insert(name.as_str().into(), Derived::FileBytes(path));
             continue;
         }
         let sum = texts(table, "sum", &key)?;
@@ -441,7 +441,7 @@ fn derived(table: &Table) -> Result<BTreeMap<String, Derived>, Wrong> {
             }
             _ => return Err(wrong(key, DERIVED_FORMS)),
         };
-        all.insert(name.clone(), made);
+        all.insert(name.as_str().into(), made);
     }
     Ok(all)
 }
@@ -550,6 +550,7 @@ fn layout(table: &Table) -> Result<Layout, Wrong> {
         return Err(wrong(format!("layout.leave.{name}"), "is read at entry too; give one another name"));
     }
     let (program, values) = program::compile(&enter, &leave).map_err(|problem| wrong("layout", problem))?;
+    let values = values.into_iter().map(|(name, place)| (name.into(), place)).collect();
     Ok(Layout { when, values, program })
 }
 
@@ -601,7 +602,7 @@ fn condition(text: &str) -> Result<Condition, Wrong> {
 /// Every name that is used must be made somewhere.
 fn check_names(probe: &Probe) -> Result<(), Wrong> {
     let read: BTreeSet<&str> =
-        probe.layouts.iter().flat_map(|layout| &layout.values).map(|(name, _)| name.as_str()).collect();
+        probe.layouts.iter().flat_map(|layout| &layout.values).map(|(name, _)| &**name).collect();
     let is_value = |name: &str| {
         read.contains(name) || probe.derived.contains_key(name) || (name == "tally" && probe.tally.is_some())
     };
@@ -618,7 +619,7 @@ fn check_names(probe: &Probe) -> Result<(), Wrong> {
             Derived::Count { from, to, .. } => vec![from, to],
             Derived::FileBytes(path) => vec![path],
         };
-        if read.contains(name.as_str()) {
+        if read.contains(&**name) {
             return Err(wrong(format!("derived.{name}"), "is read by a layout too; give one another name"));
         }
         for input in inputs {

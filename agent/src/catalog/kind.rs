@@ -1,15 +1,13 @@
 //! Turns an operation's title into the name of its kind: the title without the values that tell two of a kind apart.
 
-use std::collections::BTreeMap;
-
 use super::{Label, Probe};
-use crate::value::{Outcome, Value};
+use crate::value::{Outcome, Values};
 
 impl Probe {
     /// What operations of one sort are called together. Values that are labels stay, because they are few:
     /// `recompute {object} ({class})` is `recompute (Part::Box)`.
     #[must_use]
-    pub fn kind(&self, values: &BTreeMap<String, Value>, outcome: Outcome) -> String {
+    pub fn kind(&self, values: &Values, outcome: Outcome) -> String {
         let labels = self.label_values(values, outcome);
         self.fill(|name| {
             // A place may name a label, or a value that a label shows as it is.
@@ -53,7 +51,7 @@ mod tests {
     fn a_kind_keeps_the_labels_of_a_title() {
         let mut probe = samples::probe("obj.recompute", "recompute {object} ({type}) in {document}");
         probe.labels.insert("class".to_owned(), Label::Text("type".to_owned()));
-        assert_eq!(probe.kind(&BTreeMap::new(), Outcome::Ok), "recompute (unknown) in");
+        assert_eq!(probe.kind(&Values::default(), Outcome::Ok), "recompute (unknown) in");
         let values = [samples::text("object", "Box"), samples::text("type", "Part::Box")].into();
         assert_eq!(probe.kind(&values, Outcome::Ok), "recompute (Part::Box) in");
         assert_eq!(probe.common_title(), "recompute in");

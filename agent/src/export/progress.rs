@@ -107,7 +107,7 @@ impl Happened {
 }
 
 impl Call {
-    fn new(phase: Phase, probe: &Probe, values: &std::collections::BTreeMap<String, Value>) -> Self {
+    fn new(phase: Phase, probe: &Probe, values: &crate::value::Values) -> Self {
         let number = |name: &str| match values.get(name) {
             Some(Value::Int(number)) => u64::try_from(*number).ok(),
             _ => None,

@@ -166,7 +166,6 @@ fn key(operation: &Operation) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
 
     use super::*;
     use crate::samples;
@@ -178,7 +177,10 @@ mod tests {
         for step in 0..300_u32 {
             let end = 1000.0 + f64::from(step);
             let operation = Operation {
-                values: BTreeMap::from([samples::int("operation", 1 + i64::from(step % 3 == 0))]),
+                values: crate::operation::Values::from([samples::int(
+                    "operation",
+                    1 + i64::from(step % 3 == 0),
+                )]),
                 outcome: if step == 7 { Outcome::Error } else { Outcome::Ok },
                 ..samples::operation(&probe, &worker, end - f64::from(step), end)
             };

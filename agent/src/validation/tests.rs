@@ -101,7 +101,7 @@ fn exported(pid: u32, path: &Path, start: Option<&Arc<Start>>) -> Operation {
     let probe = Probe {
         group: Some("export".to_owned()),
         labels: BTreeMap::from([("format".to_owned(), Label::Constant("STEP".to_owned()))]),
-        derived: BTreeMap::from([("bytes".to_owned(), Derived::FileBytes("path".to_owned()))]),
+        derived: BTreeMap::from([("bytes".into(), Derived::FileBytes("path".to_owned()))]),
         ..samples::probe("export", "")
     };
     let mut operation = operation(probe, pid);

@@ -40,8 +40,8 @@ fn operation(operation: &Operation) -> Json {
         .values
         .iter()
         .map(|(name, value)| match value {
-            Value::Int(number) => (name.as_str(), json!(number)),
-            Value::Text(text) => (name.as_str(), json!(text.as_ref())),
+            Value::Int(number) => (name, json!(number)),
+            Value::Text(text) => (name, json!(text.as_ref())),
         })
         .collect();
     json!({

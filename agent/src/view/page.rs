@@ -96,7 +96,7 @@ fn row(node: &Node<'_>, depth: usize, begin_ns: u64, rows: &mut Vec<Json>) {
                 Value::Int(number) => json!(number),
                 Value::Text(text) => json!(text.as_ref()),
             };
-            (name.clone(), value)
+            (name.to_owned(), value)
         })
         .collect();
     rows.push(json!({

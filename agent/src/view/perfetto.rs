@@ -69,12 +69,12 @@ fn named(what: &str, pid: u32, tid: u32, name: &str) -> Json {
 
 fn slice(operation: &Operation, begin_ns: u64) -> Json {
     let mut arguments = serde_json::Map::new();
-    for (name, value) in &operation.values {
+    for (name, value) in operation.values.iter() {
         let value = match value {
             Value::Int(number) => json!(number),
             Value::Text(text) => json!(text.as_ref()),
         };
-        arguments.insert(name.clone(), value);
+        arguments.insert(name.to_owned(), value);
     }
     arguments.insert("title".to_owned(), title(operation).into());
     arguments.insert("probe".to_owned(), operation.probe.id.as_str().into());

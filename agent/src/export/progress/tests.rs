@@ -1,11 +1,10 @@
 //! What listeners are told of jobs, and when.
 
-use std::collections::BTreeMap;
-
 use super::hub::Filter;
 use super::*;
 use crate::ending::How;
 use crate::job::{Job as JobOf, Variables};
+use crate::operation::Values;
 use crate::samples;
 
 fn worker(pid: u32, job: &str) -> Arc<Worker> {
@@ -28,8 +27,8 @@ fn export() -> Arc<Probe> {
     Arc::new(Probe { group: Some("export".to_owned()), ..samples::probe("x.export", "export") })
 }
 
-fn values() -> BTreeMap<String, Value> {
-    BTreeMap::from([samples::text("document", "Gear"), samples::int("objects", 3)])
+fn values() -> Values {
+    Values::from([samples::text("document", "Gear"), samples::int("objects", 3)])
 }
 
 fn ms(milliseconds: u64) -> u64 {
@@ -41,10 +40,10 @@ fn did(
     worker: &Arc<Worker>,
     (start, end): (f64, f64),
     around: Option<u64>,
-    values: BTreeMap<String, Value>,
+    values: Values,
 ) -> Observation {
     let operation = samples::operation(probe, worker, start, end);
-    Observation::Operation(Box::new(Operation { parent_start_ns: around, values, ..operation }))
+    Observation::Operation(Operation { parent_start_ns: around, values, ..operation })
 }
 
 fn open(probe: &Arc<Probe>, worker: &Arc<Worker>, start_ns: u64, around: Option<u64>) -> OpenCall {
@@ -102,16 +101,16 @@ fn a_job_is_told_in_the_order_of_what_happened() {
     let around = Some(ms(10));
     progress
         .tell(&[open(&recompute(), &worker, ms(10), None), open(&object(), &worker, ms(11), around)], ms(15));
-    progress.see(&did(&object(), &worker, (11.0, 20.0), around, BTreeMap::new()));
-    progress.see(&did(&object(), &worker, (21.0, 22.0), around, BTreeMap::new()));
-    progress.see(&did(&export(), &other, (21.0, 22.0), None, BTreeMap::new()));
+    progress.see(&did(&object(), &worker, (11.0, 20.0), around, Values::default()));
+    progress.see(&did(&object(), &worker, (21.0, 22.0), around, Values::default()));
+    progress.see(&did(&export(), &other, (21.0, 22.0), None, Values::default()));
     progress
         .tell(&[open(&recompute(), &worker, ms(10), None), open(&object(), &worker, ms(23), around)], ms(24));
-    progress.see(&did(&object(), &worker, (23.0, 30.0), around, BTreeMap::new()));
+    progress.see(&did(&object(), &worker, (23.0, 30.0), around, Values::default()));
     progress.see(&did(&recompute(), &worker, (10.0, 31.0), None, values()));
     // Inside-out, as operations end; the inner one is part of the outer.
-    progress.see(&did(&export(), &worker, (41.0, 42.0), None, BTreeMap::new()));
-    progress.see(&did(&export(), &worker, (40.0, 43.0), None, BTreeMap::new()));
+    progress.see(&did(&export(), &worker, (41.0, 42.0), None, Values::default()));
+    progress.see(&did(&export(), &worker, (40.0, 43.0), None, Values::default()));
     progress.see(&ended(&worker, ms(50)));
     progress.tell(&[], ms(60));
     assert_eq!(
@@ -137,7 +136,7 @@ fn what_is_not_certain_yet_waits() {
     let worker = worker(7, "a");
     let (mut events, _place) = hub.client(Filter::default()).unwrap();
     progress.see(&Observation::Started(Arc::clone(&worker)));
-    progress.see(&did(&export(), &worker, (10.0, 20.0), None, BTreeMap::new()));
+    progress.see(&did(&export(), &worker, (10.0, 20.0), None, Values::default()));
     progress.tell(&[], ms(15));
     assert_eq!(told(&mut events), ["job_start"]);
     progress.tell(&[], ms(25));
@@ -150,7 +149,7 @@ fn whoever_comes_late_is_told_where_jobs_are() {
     let worker = worker(7, "a");
     progress.see(&Observation::Started(Arc::clone(&worker)));
     let around = Some(ms(10));
-    progress.see(&did(&object(), &worker, (11.0, 12.0), around, BTreeMap::new()));
+    progress.see(&did(&object(), &worker, (11.0, 12.0), around, Values::default()));
     let (mut events, _place) = hub.client(Filter { pid: Some(7), ..Filter::default() }).unwrap();
     progress
         .tell(&[open(&recompute(), &worker, ms(10), None), open(&object(), &worker, ms(13), around)], ms(15));
@@ -172,7 +171,7 @@ fn a_client_that_does_not_keep_up_is_sent_off_and_the_others_hear_on() {
     let mut heard = 0;
     for turn in 0..400_u32 {
         let start = f64::from(turn) + 10.0;
-        progress.see(&did(&export(), &worker, (start, start + 0.5), None, BTreeMap::new()));
+        progress.see(&did(&export(), &worker, (start, start + 0.5), None, Values::default()));
         progress.tell(&[], ms(10 + u64::from(turn) + 1));
         heard += told(&mut quick).len();
     }
@@ -198,7 +197,7 @@ fn nothing_is_kept_while_nobody_listens() {
     let worker = worker(7, "a");
     progress.see(&Observation::Started(Arc::clone(&worker)));
     for _ in 0..100 {
-        progress.see(&did(&export(), &worker, (1.0, 2.0), None, BTreeMap::new()));
+        progress.see(&did(&export(), &worker, (1.0, 2.0), None, Values::default()));
     }
     assert!(progress.waiting.is_empty() && !progress.is_wanted());
     // It ends while somebody listens, who then goes.

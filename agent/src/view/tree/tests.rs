@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::catalog::{Label, Probe};
-use crate::operation::Value;
+use crate::operation::Values;
 use crate::samples;
 use crate::view::Skipped;
 use crate::workers::Late;
@@ -43,7 +43,7 @@ fn named(id: &str, title: &str, label: Option<&str>) -> Arc<Probe> {
     Arc::new(probe)
 }
 
-fn texts<const N: usize>(values: [(&str, &str); N]) -> BTreeMap<String, Value> {
+fn texts<const N: usize>(values: [(&str, &str); N]) -> Values {
     values.into_iter().map(|(name, value)| samples::text(name, value)).collect()
 }
 
