@@ -140,12 +140,12 @@ fn the_agent_has_the_measured_capabilities_and_nothing_else() -> Result<()> {
 
 /// The agent's own folder is all that it may write to, and of the node there is nothing but what it was given for that.
 fn writes_to_one_folder(pod: &Value, container: &Value, of_node: Option<&str>) {
-    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
-    let mut writable = list(&container["volumeMounts"]);
-    writable.retain(|mount| mount["readOnly"] != json!(true));
+    let list = |of: &Value, key: &str| of.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
+    let mut writable = list(container, "volumeMounts");
+    writable.retain(|mount| mount.get("readOnly") != Some(&json!(true)));
     assert_eq!(writable, [json!({ "name": "state", "mountPath": "/var/lib/cadscope" })]);
-    for volume in list(&pod["volumes"]) {
-        let path = if volume["name"] == "state" { of_node } else { None };
+    for volume in list(pod, "volumes") {
+        let path = if volume.get("name") == Some(&json!("state")) { of_node } else { None };
         let expected = path.map(|path| json!({ "path": path, "type": "DirectoryOrCreate" }));
         assert_eq!(volume.get("hostPath"), expected.as_ref(), "{volume}");
     }

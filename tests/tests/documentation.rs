@@ -169,7 +169,8 @@ fn dead_links(site: &Path) -> Result<Vec<String>> {
 
 /// The values of an attribute, whatever stands around it.
 fn quoted<'a>(text: &'a str, attribute: &str) -> Vec<&'a str> {
-    let values = text.split(&format!(" {attribute}\"")).skip(1);
+    let begin = format!(" {attribute}\"");
+    let values = text.split(begin.as_str()).skip(1);
     values.filter_map(|rest| rest.split('"').next()).collect()
 }
 
