@@ -130,6 +130,16 @@ pub struct TrackedFile {
     file: File,
     stamp: Stamp,
     idle_since_ns: Option<u64>,
+    placed: Option<Placed>,
+}
+
+/// When a file's probes came into place, CLOCK_MONOTONIC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placed {
+    /// When it was known where they go.
+    pub analysed_ns: u64,
+    /// When they were there.
+    pub placed_ns: u64,
 }
 
 impl TrackedFile {
@@ -375,6 +385,20 @@ impl Attacher {
         Ok(tracked.is_attached())
     }
 
+    /// Notes when the probes of a file came into place.
+    pub fn note_placed(&mut self, stated: FileId, placed: Placed) {
+        let id = self.identity(stated);
+        if let Some(tracked) = self.files.get_mut(&id) {
+            tracked.placed = Some(placed);
+        }
+    }
+
+    /// When the probes of a file that holds functions of the catalogue came into place.
+    #[must_use]
+    pub fn placed(&self, stated: FileId) -> Option<Placed> {
+        self.files.get(&self.identity(stated)).filter(|tracked| tracked.has_probes)?.placed
+    }
+
     /// Notes that a process is gone or runs another program.
     pub fn release(&mut self, pid: u32, now_ns: u64) {
         for tracked in self.files.values_mut() {
@@ -570,6 +594,7 @@ impl Attacher {
             file,
             stamp,
             idle_since_ns: None,
+            placed: None,
         })
     }
 

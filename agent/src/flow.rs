@@ -97,7 +97,10 @@ impl Flows {
                 }
             }
             Observation::Repeated { .. } | Observation::Limited { .. } | Observation::Called(_) => {}
-            Observation::Ready(_) | Observation::Missed { .. } | Observation::Dropped(_) => {}
+            Observation::Ready(_)
+            | Observation::Late { .. }
+            | Observation::Missed { .. }
+            | Observation::Dropped(_) => {}
         }
     }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 use cadscope_common::record::{Life, ProcessKey};
 
 use crate::ai::{Call, Providers};
-use crate::attach::{Attacher, FileError, Seen};
+use crate::attach::{Attacher, FileError, Placed, Seen};
 use crate::budget::{Budget, Limits, Measure};
 use crate::catalog::{Catalog, Probe};
 use crate::config::SourceOptions;
@@ -31,7 +31,7 @@ use crate::operation::{Operation, Value, Worker};
 use crate::plan::Versions;
 use crate::receive::{self, Event, Exceptions};
 use crate::sources::Sources;
-use crate::workers::{Live, Targets, Workers};
+use crate::workers::{Late, Live, Targets, Workers};
 use crate::written::Written;
 
 /// How often the mappings of workers are looked at again, in nanoseconds.
@@ -96,6 +96,13 @@ pub enum Observation {
     },
     /// The probes in a worker's first file were ready so long after it executed its program.
     Ready(Duration),
+    /// A worker mapped a file before its probes were in place: operations in that time are not seen.
+    Late {
+        /// Which worker.
+        pid: u32,
+        /// Which file, and how late.
+        late: Late,
+    },
     /// A file of a process could not be looked at or probed.
     Missed {
         /// Path as the process sees it.
@@ -328,7 +335,7 @@ impl Observer {
         for step in steps {
             match step {
                 Step::Executed { pid } => self.workers.executed(pid),
-                Step::Mapped(mapping) => self.mapped(&mapping, say),
+                Step::Mapped(mapping, at_ns) => self.mapped(&mapping, Some(at_ns), say),
             }
         }
     }
@@ -369,13 +376,46 @@ impl Observer {
         }
     }
 
-    fn mapped(&mut self, mapping: &Mapping, say: &mut dyn FnMut(Observation)) {
+    /// Looks at a mapping, made at a time of CLOCK_MONOTONIC if it has only now been made.
+    fn mapped(&mut self, mapping: &Mapping, at_ns: Option<u64>, say: &mut dyn FnMut(Observation)) {
         if mapping.pid == std::process::id() {
             return;
         }
         self.workers.mapped(mapping.pid, &mapping.path);
         if self.targets.include(&self.proc, mapping.pid) {
+            let noticed_ns = now_ns();
             self.see(mapping, say);
+            if let Some(at_ns) = at_ns {
+                self.tell_late(mapping, at_ns, noticed_ns, say);
+            }
+        }
+    }
+
+    /// Tells of a file that a worker mapped before its probes were in place.
+    fn tell_late(
+        &mut self,
+        mapping: &Mapping,
+        at_ns: u64,
+        noticed_ns: u64,
+        say: &mut dyn FnMut(Observation),
+    ) {
+        let placed = self.attacher.placed(mapping.file).filter(|placed| placed.placed_ns > at_ns);
+        let Some(Placed { analysed_ns, placed_ns }) = placed else { return };
+        let noticed_ns = noticed_ns.clamp(at_ns, placed_ns);
+        let analysed_ns = analysed_ns.clamp(noticed_ns, placed_ns);
+        let late = Late {
+            path: mapping.path.clone(),
+            mapped_ns: at_ns,
+            notice_ns: noticed_ns.saturating_sub(at_ns),
+            analyse_ns: analysed_ns.saturating_sub(noticed_ns),
+            place_ns: placed_ns.saturating_sub(analysed_ns),
+        };
+        let news = match self.workers.get_mut(mapping.pid) {
+            Some(live) => live.is_late(&late),
+            None => self.workers.was_worker(mapping.pid),
+        };
+        if news {
+            say(Observation::Late { pid: mapping.pid, late });
         }
     }
 
@@ -424,8 +464,15 @@ impl Observer {
     }
 
     fn hold(&mut self, mapping: &Mapping, say: &mut dyn FnMut(Observation)) {
+        let analysed_ns = now_ns();
         match self.attacher.hold(&mut self.kernel, mapping.file, mapping.pid) {
-            Ok(_) => self.refresh(mapping.pid, say),
+            Ok(placed) => {
+                if placed {
+                    let placed = Placed { analysed_ns, placed_ns: now_ns() };
+                    self.attacher.note_placed(mapping.file, placed);
+                }
+                self.refresh(mapping.pid, say);
+            }
             Err(error) => self.missed(mapping, &error, say),
         }
     }
@@ -540,7 +587,7 @@ impl Observer {
                 self.again.insert(pid, left);
             }
             for mapping in mappings {
-                self.mapped(&mapping, &mut anew);
+                self.mapped(&mapping, None, &mut anew);
             }
             // Anything that failed again has entered it with all its looks.
             self.again.entry(pid).and_modify(|again| *again = left);

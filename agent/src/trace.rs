@@ -20,6 +20,7 @@ use crate::discover::{self, Mappings};
 use crate::observe::{Observation, Observer, ObserverOptions, now_ns};
 use crate::operation::{Operation, Worker};
 use crate::view::{Exit, Skipped, TraceReport, WorkerReport, json, page, perfetto, tree};
+use crate::workers::Late;
 
 mod start;
 
@@ -43,6 +44,7 @@ struct Collected {
     index: HashMap<u32, usize>,
     operations: Vec<Operation>,
     missed: Vec<Skipped>,
+    late: Vec<(u32, Late)>,
     dropped: u64,
     memory: MemoryClock,
     proc: PathBuf,
@@ -115,6 +117,7 @@ impl Collected {
             | Observation::Called(_)
             | Observation::Repeated { .. }
             | Observation::Limited { .. } => {}
+            Observation::Late { pid, late } => self.late.push((pid, late)),
             Observation::Missed { path, reason, error } => {
                 self.missed.push(Skipped { file: path, probe: reason.to_owned(), reason: error });
             }
@@ -296,7 +299,7 @@ fn report(command: Vec<String>, collected: Collected, observer: &Observer) -> Tr
             }
         }
     }
-    let mut operations = collected.operations;
+    let (mut operations, late) = (collected.operations, collected.late);
     let workers = collected.workers;
     // An operation carries what was known of its worker when it ended; the report knows more.
     let latest: HashMap<u32, Arc<Worker>> =
@@ -307,7 +310,7 @@ fn report(command: Vec<String>, collected: Collected, observer: &Observer) -> Tr
         }
     }
     operations.sort_by_key(|operation| (operation.start_ns, operation.depth));
-    TraceReport { command, workers, operations, losses, skipped }
+    TraceReport { command, workers, operations, losses, skipped, late }
 }
 
 fn write(config: &TraceConfig, report: &TraceReport) -> anyhow::Result<()> {

@@ -11,6 +11,7 @@ use cadscope_common::record::ProcessKey;
 use self::forest::Node;
 use crate::ending::signal_name;
 use crate::operation::{Operation, Outcome, Worker};
+use crate::workers::Late;
 
 mod bar;
 mod forest;
@@ -34,6 +35,8 @@ pub struct TraceReport {
     pub losses: BTreeMap<String, u64>,
     /// Probes that are not in place.
     pub skipped: Vec<Skipped>,
+    /// Files that a worker, of this process id, mapped before their probes were in place.
+    pub late: Vec<(u32, Late)>,
 }
 
 /// A worker's life, in nanoseconds of CLOCK_MONOTONIC.
@@ -60,6 +63,18 @@ impl WorkerReport {
 }
 
 impl TraceReport {
+    /// Files that workers mapped before their probes were in place, by process id, the longest time first.
+    fn late_by_process(&self) -> BTreeMap<u32, Vec<&Late>> {
+        let mut by_process: BTreeMap<u32, Vec<&Late>> = BTreeMap::new();
+        for (pid, late) in &self.late {
+            by_process.entry(*pid).or_default().push(late);
+        }
+        for files in by_process.values_mut() {
+            files.sort_by_key(|late| std::cmp::Reverse(late.whole_ns()));
+        }
+        by_process
+    }
+
     /// When the first of all that was seen began.
     fn begin_ns(&self) -> u64 {
         let lives = self.workers.iter().map(|worker| worker.started_ns);

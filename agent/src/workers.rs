@@ -31,6 +31,8 @@ const MAX_BYSTANDERS: usize = 4096;
 const MAX_RUNTIMES: usize = 16;
 /// How long a fork is taken to be on the way to another program, in nanoseconds.
 const FORK_NS: u64 = 1_000_000_000;
+/// Late files of one worker that are remembered.
+const MAX_LATE: usize = 64;
 /// Threads of a dying worker whose operations are remembered.
 const MAX_CUT_SHORT: usize = 64;
 /// The probe whose end by an exception says that a script failed: FreeCAD imports a script, and if that fails it runs
@@ -60,7 +62,39 @@ pub struct Live {
     pub peaks: Peaks,
     /// Set when the kernel has chosen it to be killed.
     pub oom: Option<OutOfMemory>,
+    /// Files that it mapped before their probes were in place.
+    pub late: Vec<Late>,
     cut_short: Vec<CutShort>,
+}
+
+/// A file that a worker mapped before its probes were in place, and where the time went, in nanoseconds. Operations of
+/// the file in that time are not seen.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Late {
+    /// As the worker maps it.
+    pub path: String,
+    /// When it mapped it, CLOCK_MONOTONIC.
+    pub mapped_ns: u64,
+    /// Until the mapping was noticed.
+    pub notice_ns: u64,
+    /// From there until it was known where the probes go.
+    pub analyse_ns: u64,
+    /// From there until they were in place.
+    pub place_ns: u64,
+}
+
+impl Late {
+    /// Name of the file without its folder.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.path.rsplit('/').next().unwrap_or_default()
+    }
+
+    /// How long operations of the file were not seen.
+    #[must_use]
+    pub const fn whole_ns(&self) -> u64 {
+        self.notice_ns.saturating_add(self.analyse_ns).saturating_add(self.place_ns)
+    }
 }
 
 /// The innermost operation of a thread that was open when its process ended.
@@ -145,6 +179,7 @@ impl Workers {
             script_failed: false,
             peaks: Peaks::default(),
             oom,
+            late: Vec::new(),
             cut_short: Vec::new(),
         };
         self.live.entry(pid).insert_entry(live).into_mut()
@@ -228,6 +263,15 @@ impl Workers {
 }
 
 impl Live {
+    /// Notes a file that was mapped before its probes were in place; whether it is news.
+    pub fn is_late(&mut self, late: &Late) -> bool {
+        let news = self.late.len() < MAX_LATE && self.late.iter().all(|known| known.path != late.path);
+        if news {
+            self.late.push(late.clone());
+        }
+        news
+    }
+
     /// Notes an operation, and completes what is known of its memory.
     pub fn did(&mut self, operation: &mut Operation) {
         self.operations += 1;

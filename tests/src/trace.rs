@@ -25,6 +25,27 @@ pub struct Trace {
     pub losses: BTreeMap<String, u64>,
     /// What was not attached.
     pub skipped: Vec<Skipped>,
+    /// Files that were mapped before their probes were in place.
+    pub late: Vec<Late>,
+}
+
+/// A file that a process mapped before its probes were in place.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Late {
+    /// The process.
+    pub pid: i32,
+    /// The file.
+    pub file: String,
+    /// When, CLOCK_MONOTONIC.
+    pub mapped_ns: i64,
+    /// How long it had no probes.
+    pub unseen_ns: i64,
+    /// Until it was noticed.
+    pub notice_ns: i64,
+    /// From there until it was analysed.
+    pub analyse_ns: i64,
+    /// From there until its probes were in place.
+    pub place_ns: i64,
 }
 
 /// A process.

@@ -11,6 +11,7 @@ use cadscope_tests::freecad::{Job, copy};
 use cadscope_tests::node::{require_root, scratch};
 use cadscope_tests::residue;
 use cadscope_tests::run::{self, Running};
+use cadscope_tests::trace::trace;
 use cadscope_tests::worker::{self, Worker};
 use nix::sys::signal::Signal;
 
@@ -69,6 +70,55 @@ fn a_worker_from_files_never_seen_is_observed_from_its_first_operation() -> Resu
     );
     ensure!(seen.iter().all(|s| s.1 >= 1.0), "attach latency is not measured: {seen:?}");
     Ok(())
+}
+
+/// What is not seen of a job from new files is what it did before their probes were in place, and the trace says when that
+/// was. The shell has the trace look at the job as an agent does, without a look at its files before it begins.
+#[test]
+fn of_files_never_seen_nothing_is_missed_once_their_probes_are_told_to_be_in_place() -> Result<()> {
+    let _node = require_root()?;
+    let _busy = [busy()?, busy()?];
+    for round in 0..3 {
+        let folder = scratch()?;
+        let (program, libraries) = copy(folder.path())?;
+        let job = Job::with_program("soon.py", &program)?;
+        let job = job.with("LD_LIBRARY_PATH", libraries.to_str().context("path")?);
+        let command = format!("{}; true", job.command().join(" "));
+        let environment = job.environment();
+        let environment: Vec<(&str, &str)> =
+            environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        let (ended, trace) = trace(None, &["sh", "-c", &command], &environment, Duration::from_secs(120))?;
+        ensure!(ended.stdout.contains("job done"), "round {round}: {ended:?}");
+        for late in &trace.late {
+            let parts = late.notice_ns + late.analyse_ns + late.place_ns;
+            ensure!(late.unseen_ns > 0 && late.unseen_ns == parts, "round {round}: {late:?}");
+            ensure!(trace.workers.iter().any(|worker| worker.pid == late.pid), "round {round}: {late:?}");
+        }
+        let of = |name: &str| trace.late.iter().find(|late| late.file.contains(name));
+        ensure!(of("/libFreeCADApp.so").is_some(), "round {round}: {:?}", trace.late);
+        let algorithms = of("/libTKBO.so").with_context(|| format!("round {round}: {:?}", trace.late))?;
+        let ready = algorithms.mapped_ns + algorithms.unseen_ns;
+        let cuts: Vec<_> = job.record()?.into_iter().filter(|done| done.kind == "cut").collect();
+        let seen = trace.of("bool.api_build");
+        let missed = cuts.iter().filter(|cut| {
+            !seen.iter().any(|operation| cut.start <= operation.start_ns && operation.end_ns <= cut.end)
+        });
+        let last_missed = missed.map(|cut| cut.start).max().unwrap_or(0);
+        ensure!(last_missed < ready, "round {round}: {last_missed} is missed, ready at {ready}");
+        ensure!(
+            cuts.len() > 50 && seen.len() <= cuts.len(),
+            "round {round}: {} of {}",
+            seen.len(),
+            cuts.len()
+        );
+        check_copy(&program, &libraries)?;
+    }
+    Ok(())
+}
+
+/// A process that only takes time.
+fn busy() -> Result<Running> {
+    Ok(Running(Command::new("sh").args(["-c", "while :; do :; done"]).stdin(Stdio::null()).spawn()?))
 }
 
 #[test]

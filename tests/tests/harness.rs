@@ -50,6 +50,7 @@ fn perfect(calls: &[Call]) -> Trace {
         command: Vec::new(),
         workers: Vec::new(),
         operations: calls.iter().filter(|c| c.depth < RULES.max_depth).map(operation).collect(),
+        late: Vec::new(),
         losses: BTreeMap::new(),
         skipped: Vec::new(),
     }

@@ -257,6 +257,24 @@ const TOOLS: &[Tool] = &[
         source: Source::Component("clippy"),
     },
     Tool {
+        name: "mdBook",
+        why: "makes a site of the documentation, whose pages and links are checked",
+        purpose: Purpose::Test,
+        is_there: || find_program("mdbook").is_some(),
+        source: Source::Crate {
+            name: "mdbook",
+            version: "0.5.4",
+            // As for cargo-deny: it works for a second.
+            variables: &[
+                ("CARGO_PROFILE_RELEASE_LTO", "off"),
+                ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "0"),
+                ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16"),
+            ],
+            // Neither a server nor a watch on files.
+            options: &["--no-default-features", "--features", "search"],
+        },
+    },
+    Tool {
         name: "cargo-deny",
         why: "checks licences and origins of dependencies",
         purpose: Purpose::Test,

@@ -20,6 +20,7 @@ use crate::operation::{Operation, Worker};
 use crate::rollup::Rollups;
 use crate::usage::Usages;
 use crate::validation::Validation;
+use crate::workers::Late;
 
 /// Kills that `/status` shows.
 const MAX_OOM_KILLS: usize = 100;
@@ -111,6 +112,12 @@ impl<'a> Feed<'a> {
                 warn!(probe, rate = rate.round(), "a probe is called too often: {measure:?}");
             }
             Observation::Ready(latency) => metrics.attach_latency(latency),
+            Observation::Late { pid, late } => {
+                metrics.late_file(Duration::from_nanos(late.whole_ns()));
+                let Late { path, notice_ns, analyse_ns, place_ns, .. } = late;
+                let [notice_us, analyse_us, place_us] = [notice_ns, analyse_ns, place_ns].map(|ns| ns / 1000);
+                debug!(pid, path, notice_us, analyse_us, place_us, "mapped before its probes were in place");
+            }
             Observation::Missed { path, reason, error } => {
                 metrics.worker_missed(reason);
                 // Most processes that are gone at once are no CAD workers: counted, but no news.

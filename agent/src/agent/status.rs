@@ -1,14 +1,16 @@
 //! Turns the state of the observation into `/status` and the gauges.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use crate::attach::TrackedFile;
 use crate::budget::Measure;
 use crate::export::http::{
-    self, FileStatus, KernelStatus, OomStatus, ProbeState, ProbeStatus, Shared, WorkerStatus,
+    self, FileStatus, KernelStatus, LateStatus, OomStatus, ProbeState, ProbeStatus, Shared, WorkerStatus,
 };
 use crate::kernel;
 use crate::observe::Observer;
+use crate::workers::Late;
 
 /// What the files with probes come to.
 #[derive(Default)]
@@ -81,12 +83,24 @@ fn workers(observer: &Observer, shared: &Shared) -> Vec<WorkerStatus> {
             namespace: worker.container.namespace.clone(),
             pod: worker.container.pod.clone(),
             operations: live.operations,
+            late: live.late.iter().map(late).collect(),
         });
     }
     shared.metrics().workers(&versions);
     shared.metrics().flows_active(&flows);
     workers.sort_by_key(|worker| worker.pid);
     workers
+}
+
+fn late(late: &Late) -> LateStatus {
+    let seconds = |ns| Duration::from_nanos(ns).as_secs_f64();
+    LateStatus {
+        path: late.path.clone(),
+        seconds: seconds(late.whole_ns()),
+        notice_seconds: seconds(late.notice_ns),
+        analyse_seconds: seconds(late.analyse_ns),
+        place_seconds: seconds(late.place_ns),
+    }
 }
 
 impl Files {

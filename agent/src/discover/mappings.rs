@@ -9,7 +9,7 @@ use std::path::Path;
 
 use perf_event::data::Record;
 use perf_event::events::Software;
-use perf_event::{Builder, Sampler};
+use perf_event::{Builder, Clock, SampleFlag, Sampler};
 
 /// Bytes of each CPU's buffer.
 const BUFFER_BYTES: usize = 256 << 10;
@@ -64,8 +64,8 @@ pub enum Step {
         /// The process.
         pid: u32,
     },
-    /// It mapped a file executable.
-    Mapped(Mapping),
+    /// It mapped a file executable, at this time of CLOCK_MONOTONIC.
+    Mapped(Mapping, u64),
 }
 
 /// Why mappings cannot be followed.
@@ -137,6 +137,8 @@ impl Mappings {
         for sampler in &mut self.samplers {
             while let Some(record) = sampler.next_record() {
                 let executed = record.misc() & COMM_EXEC != 0;
+                let at_ns =
+                    record.to_contiguous().last_chunk().map_or(u64::MAX, |time| u64::from_ne_bytes(*time));
                 match record.parse_record() {
                     Ok(Record::Comm(named)) if executed => take(Step::Executed { pid: named.pid }),
                     Ok(Record::Mmap2(mapped)) => {
@@ -149,14 +151,15 @@ impl Mappings {
                         if inode == 0 || mapped.filename.first() != Some(&b'/') {
                             continue;
                         }
-                        take(Step::Mapped(Mapping {
+                        let mapping = Mapping {
                             pid: mapped.pid,
                             file: FileId { major, minor, inode, changed_ns: 0 },
                             start: mapped.addr,
                             end: mapped.addr.saturating_add(mapped.len),
                             offset: mapped.pgoff,
                             path: String::from_utf8_lossy(&mapped.filename).trim_end_matches('\0').to_owned(),
-                        }));
+                        };
+                        take(Step::Mapped(mapping, at_ns));
                     }
                     Ok(Record::Lost(lost)) => self.lost = self.lost.saturating_add(lost.lost),
                     Ok(_) => {}
@@ -173,6 +176,8 @@ fn event(cpu: usize) -> Builder<'static> {
     let mut builder = Builder::new(Software::DUMMY);
     builder.any_pid().one_cpu(cpu).include_kernel().include_hv();
     builder.mmap(true).mmap2(true).comm(true).comm_exec(true).wakeup_watermark(1).enabled(false);
+    // Each record ends with its time, and with nothing else that would be of a sample.
+    builder.sample(SampleFlag::TIME).sample_id_all(true).clockid(Clock::MONOTONIC);
     builder
 }
 

@@ -139,7 +139,7 @@ pub enum AttachMode {
 }
 
 /// A worker alive.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct WorkerStatus {
     /// Process id on the node.
     pub pid: u32,
@@ -162,6 +162,24 @@ pub struct WorkerStatus {
     pub pod: String,
     /// Operations received so far.
     pub operations: u64,
+    /// Files that it mapped before their probes were in place.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub late: Vec<LateStatus>,
+}
+
+/// A file that a worker mapped before its probes were in place.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct LateStatus {
+    /// As the worker maps it.
+    pub path: String,
+    /// How long: operations of the file in that time are not seen.
+    pub seconds: f64,
+    /// Of these, until the mapping was noticed.
+    pub notice_seconds: f64,
+    /// From there until it was known where the probes go.
+    pub analyse_seconds: f64,
+    /// From there until they were in place.
+    pub place_seconds: f64,
 }
 
 /// A worker that the kernel killed because memory ran out.

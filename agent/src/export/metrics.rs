@@ -603,6 +603,15 @@ impl Metrics {
         });
     }
 
+    /// Records how long a worker had mapped a file before its probes were in place.
+    pub fn late_file(&self, late: Duration) {
+        self.own(&families::LATE_FILES, &[], |series| {
+            if let Series::Durations(durations) = series {
+                durations.observe(late.as_secs_f64(), None);
+            }
+        });
+    }
+
     /// Counts a discovered worker.
     pub fn worker_seen(&self) {
         self.add(&families::WORKERS_SEEN, &[], 1.0);

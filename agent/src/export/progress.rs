@@ -186,6 +186,7 @@ impl Progress {
             }
             Observation::Ready(_)
             | Observation::Called(_)
+            | Observation::Late { .. }
             | Observation::Missed { .. }
             | Observation::Repeated { .. }
             | Observation::Limited { .. }

@@ -7,6 +7,7 @@ use serde_json::{Value as Json, json};
 use super::{Skipped, TraceReport, WorkerReport, title};
 use crate::operation::{Operation, Value};
 use crate::python::{Frame, Source};
+use crate::workers::Late;
 
 /// The report as one object.
 #[must_use]
@@ -18,6 +19,7 @@ pub fn render_json(report: &TraceReport) -> Json {
         "operations": report.operations.iter().map(operation).collect::<Vec<_>>(),
         "losses": report.losses,
         "skipped": report.skipped.iter().map(skipped).collect::<Vec<_>>(),
+        "late": report.late.iter().map(late).collect::<Vec<_>>(),
     })
 }
 
@@ -74,6 +76,18 @@ fn skipped(skipped: &Skipped) -> Json {
     json!({ "file": skipped.file, "probe": skipped.probe, "reason": skipped.reason })
 }
 
+fn late((pid, late): &(u32, Late)) -> Json {
+    json!({
+        "pid": pid,
+        "file": late.path,
+        "mapped_ns": late.mapped_ns,
+        "unseen_ns": late.whole_ns(),
+        "notice_ns": late.notice_ns,
+        "analyse_ns": late.analyse_ns,
+        "place_ns": late.place_ns,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -109,6 +123,10 @@ mod tests {
                 probe: "p".to_owned(),
                 reason: "r".to_owned(),
             }],
+            late: vec![(
+                7,
+                Late { path: "/l.so".to_owned(), mapped_ns: 9, notice_ns: 1, analyse_ns: 2, place_ns: 3 },
+            )],
         };
         let expected = json!({
             "schema": 1,
@@ -126,6 +144,9 @@ mod tests {
             }],
             "losses": {"ring_full": 3},
             "skipped": [{"file": "/l.so", "probe": "p", "reason": "r"}],
+            "late": [{
+                "pid": 7, "file": "/l.so", "mapped_ns": 9, "unseen_ns": 6, "notice_ns": 1, "analyse_ns": 2, "place_ns": 3,
+            }],
         });
         let mut rendered = render_json(&report);
         // The catalogue's matter, tested there.

@@ -54,6 +54,9 @@ fn data(report: &TraceReport) -> Json {
             "max": total.max(),
         })).collect::<Vec<_>>(),
         "losses": report.losses,
+        "late": report.late_by_process().into_iter().map(|(pid, files)| {
+            json!([pid, files.iter().map(|late| json!([late.name(), late.whole_ns()])).collect::<Vec<_>>()])
+        }).collect::<Vec<_>>(),
         "skipped": report.skipped.iter().map(|skip| json!([skip.probe, skip.reason, skip.file])).collect::<Vec<_>>(),
     })
 }

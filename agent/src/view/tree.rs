@@ -368,7 +368,7 @@ impl Page {
         for skip in &report.skipped {
             skipped.entry(&skip.reason).or_default().push(&skip.probe);
         }
-        if losses.is_empty() && skipped.is_empty() {
+        if losses.is_empty() && skipped.is_empty() && report.late.is_empty() {
             return;
         }
         self.out.push('\n');
@@ -378,6 +378,16 @@ impl Page {
             let line = format!("  {count} lost: {}", clean(reason, self.options.ascii));
             let line = fit(&line, self.width, self.options.ascii);
             self.paint(Style::Bad, &line);
+            self.out.push('\n');
+        }
+        for (pid, files) in report.late_by_process() {
+            let names: Vec<String> = files
+                .iter()
+                .map(|late| format!("{} {}", late.name(), self.duration(late.whole_ns())))
+                .collect();
+            let line = format!("  process {pid}, until probes were in place: {}", names.join(", "));
+            let line = fit(&clean(&line, self.options.ascii), self.width, self.options.ascii);
+            self.out.push_str(&line);
             self.out.push('\n');
         }
         for (reason, mut probes) in skipped {

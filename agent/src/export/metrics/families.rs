@@ -39,6 +39,8 @@ families! {
         "Probes that are called too often: their calls are counted in the kernel, or they are removed.";
     ATTACH_LATENCY = "cadscope_attach_latency_seconds" Durations []
         "From a worker's exec until its first probe is attached.";
+    LATE_FILES = "cadscope_late_file_seconds" Durations []
+        "From the moment that a worker mapped a file new to the agent until its probes were in place: operations of the file in that time are not seen.";
     WORKERS_SEEN = "cadscope_workers_seen_total" Counter [] "Workers discovered.";
     WORKERS_MISSED = "cadscope_workers_missed_total" Counter ["reason"]
         "Workers that could not be observed, or not from their beginning.";

@@ -7,6 +7,7 @@ use crate::catalog::{Label, Probe};
 use crate::operation::Value;
 use crate::samples;
 use crate::view::Skipped;
+use crate::workers::Late;
 
 /// A report under construction: operations by title, in milliseconds.
 struct Build {
@@ -73,6 +74,14 @@ fn job() -> TraceReport {
     build.add(&export, (1405.0, 1799.0), None).values = texts([("format", "STEP")]);
     build.report.command = vec!["freecadcmd".to_owned(), "job.py".to_owned()];
     build.report.losses = [("ring buffer full".to_owned(), 12), ("texts cut".to_owned(), 0)].into();
+    let late = |name: &str, analyse_ns| Late {
+        path: format!("/usr/lib/{name}"),
+        mapped_ns: 0,
+        notice_ns: 1_000_000,
+        analyse_ns,
+        place_ns: 0,
+    };
+    build.report.late = vec![(4242, late("libTKMath.so", 1_000_000)), (4242, late("libTKBO.so", 40_000_000))];
     build.report.skipped = vec![
         Skipped {
             file: "/l".to_owned(),
@@ -120,6 +129,7 @@ recompute (Part::Box)          1       ·   10.5 ms   10.5 ms   10.5 ms   10.5 m
 
 not seen
   12 lost: ring buffer full
+  process 4242, until probes were in place: libTKBO.so 41.0 ms, libTKMath.so 2.00 ms
   2 probes skipped, no such symbol: asm.solve, lcs.resolve
 ";
     assert_eq!(page, expected, "\n{page}");
