@@ -208,6 +208,13 @@ const TOOLS: &[Tool] = &[
         source: Source::Debian(&["podman", "runc"]),
     },
     Tool {
+        name: "binutils for arm64",
+        why: "checks the exits that are found in code of that machine",
+        purpose: Purpose::Test,
+        is_there: || has("aarch64-linux-gnu-objdump"),
+        source: Source::Debian(&["binutils-aarch64-linux-gnu"]),
+    },
+    Tool {
         name: "openssl and ip",
         why: "make the certificates and the network of the Kubernetes node",
         purpose: Purpose::Node,
