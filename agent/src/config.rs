@@ -32,10 +32,11 @@ mod agent_url;
 const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9777);
 
 /// Keys of the configuration file.
-pub const FILE_KEYS: [&str; 32] = [
+pub const FILE_KEYS: [&str; 33] = [
     "ai_latency",
     "ai_provider",
     "attach",
+    "ca_cert",
     "catalog",
     "count_above",
     "export_bytes",
@@ -113,6 +114,7 @@ const TOP_EXAMPLES: &str = "\
 Examples:
   cadscope top                                     the agent of this node if one runs, else by itself (root)
   cadscope top --connect http://node-7:9777        an agent elsewhere; needs no root here
+  cadscope top --connect https://node-7:9777 --token-file token --ca-cert ca.pem    one with TLS and a token
   cadscope top --alone                             by itself, beside an agent
   kubectl port-forward POD 9777 & cadscope top     the agent of a pod
 
@@ -292,9 +294,16 @@ enum CommandArgs {
     /// Shows live on a terminal what this node's workers do: in flight, rates, memory, what was slow
     #[command(after_help = TOP_EXAMPLES)]
     Top {
-        /// Show what the agent at this address observes: http://HOST:PORT
+        /// Show what the agent at this address observes: http://HOST:PORT, https://HOST:PORT
         #[arg(long, value_name = "URL", conflicts_with = "alone")]
         connect: Option<AgentUrl>,
+        /// File with the agent's token [env: CADSCOPE_TOKEN_FILE] [default: none]
+        #[arg(long, value_name = "FILE")]
+        token_file: Option<PathBuf>,
+        /// File with the authorities (PEM) that may vouch for an agent with TLS, instead of the system's
+        /// [env: CADSCOPE_CA_CERT] [default: none]
+        #[arg(long, value_name = "FILE")]
+        ca_cert: Option<PathBuf>,
         /// Observe by itself, even if an agent runs here
         #[arg(long)]
         alone: bool,
@@ -533,6 +542,17 @@ pub enum Command {
 pub struct TopConfig {
     /// Where it has from what it shows.
     pub source: TopSource,
+    /// How an agent is asked.
+    pub access: Access,
+}
+
+/// What an agent is asked with.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Access {
+    /// File with its token.
+    pub token: Option<PathBuf>,
+    /// File with the authorities that vouch for its certificate; the system's unless told.
+    pub authorities: Option<PathBuf>,
 }
 
 /// Where `top` has from what it shows.
@@ -542,8 +562,8 @@ pub enum TopSource {
     Agent(AgentUrl),
     /// Its own observation.
     Own,
-    /// The agent that listens there, else its own observation.
-    Any(SocketAddr),
+    /// The agent of this node if it answers there, else its own observation.
+    Any(AgentUrl),
 }
 
 /// Settings of `cadscope agent`.
@@ -910,23 +930,25 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
         Ok(wanted.then_some(validation))
     }
 
+    /// A file, if one is named.
+    fn path(&self, flag: Option<PathBuf>, key: &str) -> Result<Option<PathBuf>, ConfigError> {
+        let path = self.setting(flag, key, PathBuf::new())?;
+        Ok(Some(path).filter(|path| !path.as_os_str().is_empty()))
+    }
+
     fn guard(
         &self,
         token: Option<PathBuf>,
         certificate: Option<PathBuf>,
         key: Option<PathBuf>,
     ) -> Result<GuardConfig, ConfigError> {
-        let path = |flag, key| {
-            let path = self.setting(flag, key, PathBuf::new())?;
-            Ok::<_, ConfigError>(Some(path).filter(|path| !path.as_os_str().is_empty()))
-        };
-        let token = path(token, "token_file")?;
+        let token = self.path(token, "token_file")?;
         let alone = |place: &str, other: &str, value: &Path| ConfigError::Value {
             place: place.to_owned(),
             value: value.display().to_string(),
             problem: format!("stands alone: {other} is needed as well"),
         };
-        let tls = match (path(certificate, "tls_cert")?, path(key, "tls_key")?) {
+        let tls = match (self.path(certificate, "tls_cert")?, self.path(key, "tls_key")?) {
             (Some(certificate), Some(key)) => Some((certificate, key)),
             (None, None) => None,
             (Some(path), None) => return Err(alone("tls_cert", "tls_key", &path)),
@@ -992,13 +1014,20 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
                 Command::Trace(TraceConfig { output, format, target })
             }
             CommandArgs::Doctor { format } => Command::Doctor(format),
-            CommandArgs::Top { connect, alone } => {
+            CommandArgs::Top { connect, token_file, ca_cert, alone } => {
                 let source = match connect {
                     Some(url) => TopSource::Agent(url),
                     None if alone => TopSource::Own,
-                    None => TopSource::Any(self.setting(None, "listen", LISTEN)?),
+                    None => {
+                        let is_tls = self.path(None, "tls_cert")?.is_some();
+                        TopSource::Any(AgentUrl::of(self.setting(None, "listen", LISTEN)?, is_tls))
+                    }
                 };
-                Command::Top(TopConfig { source })
+                let access = Access {
+                    token: self.path(token_file, "token_file")?,
+                    authorities: self.path(ca_cert, "ca_cert")?,
+                };
+                Command::Top(TopConfig { source, access })
             }
             CommandArgs::Completions { shell } => Command::Completions(shell),
             CommandArgs::Man { directory } => Command::Man(directory),
@@ -1184,17 +1213,27 @@ mod tests {
 
     #[test]
     fn top_looks_for_an_agent_unless_told() {
-        let source = |line: &[&str], env: &[(&str, &str)]| match load(line, env).unwrap().command {
-            Command::Top(top) => top.source,
+        let top = |line: &[&str], env: &[(&str, &str)]| match load(line, env).unwrap().command {
+            Command::Top(top) => top,
             other => panic!("{other:?}"),
         };
-        assert_eq!(source(&["top"], &[]), TopSource::Any(LISTEN));
+        let source = |line: &[&str], env: &[(&str, &str)]| top(line, env).source;
+        assert_eq!(source(&["top"], &[]), TopSource::Any(AgentUrl::of(LISTEN, false)));
         let listen = [("CADSCOPE_LISTEN", "127.0.0.1:1")];
-        assert_eq!(source(&["top"], &listen), TopSource::Any("127.0.0.1:1".parse().unwrap()));
+        assert_eq!(source(&["top"], &listen), TopSource::Any("http://127.0.0.1:1".parse().unwrap()));
+        // As the agent of this node is configured.
+        let tls = [("CADSCOPE_TLS_CERT", "/c"), ("CADSCOPE_TOKEN_FILE", "/t"), ("CADSCOPE_CA_CERT", "/a")];
+        let TopConfig { source: guarded, access } = top(&["top"], &tls);
+        assert_eq!(guarded, TopSource::Any(AgentUrl::of(LISTEN, true)));
+        assert_eq!(access, Access { token: Some("/t".into()), authorities: Some("/a".into()) });
+        let line = ["top", "--connect", "https://a:1", "--token-file", "/x", "--ca-cert", "/y"];
+        let TopConfig { source: named, access } = top(&line, &tls);
+        assert_eq!(named, TopSource::Agent("https://a:1".parse().unwrap()));
+        assert_eq!(access, Access { token: Some("/x".into()), authorities: Some("/y".into()) });
         assert_eq!(source(&["top", "--alone"], &[]), TopSource::Own);
         let url = ["top", "--connect", "http://node-7:9777"];
         assert_eq!(source(&url, &[]), TopSource::Agent("node-7:9777".parse().unwrap()));
-        assert!(Args::try_parse_from(["cadscope", "top", "--connect", "https://a:1"]).is_err());
+        assert!(Args::try_parse_from(["cadscope", "top", "--connect", "https://a"]).is_err());
     }
 
     #[test]

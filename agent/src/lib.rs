@@ -16,6 +16,7 @@ pub mod flow_type;
 pub mod catalog;
 pub mod job;
 pub mod broker;
+pub mod trust;
 pub mod ai;
 pub mod budget;
 pub mod digest;

@@ -4,12 +4,15 @@
 //! What cannot be placed with certainty is refused with the reason: a probe inside an instruction corrupts the
 //! worker, and one at the wrong exit reports nonsense.
 
+mod a64;
 mod elf;
 mod exits;
 mod frames;
+mod instruction;
 mod placement;
+mod x86;
 
-pub use elf::{ElfFile, Symbol};
+pub use elf::{ElfFile, Machine, Symbol};
 pub use placement::{FollowPolicy, Placement};
 
 use cadscope_common::cookie::{Base, Edge};
@@ -44,7 +47,7 @@ pub struct Site {
     pub base: Base,
     /// Bytes from that register to the slot (the address of the return address).
     pub distance: i32,
-    /// x86 encoding of the register that holds the return value here;
+    /// Number of the register that holds the return value here;
     /// [`cadscope_common::cookie::RETURN_NOT_FINAL`] if it is not final.
     pub return_register: u8,
     /// What a hit costs.
@@ -88,7 +91,7 @@ pub enum Unplaceable {
     /// An instruction could not be decoded.
     #[error("instruction at {0:#x} cannot be decoded")]
     Undecodable(u64),
-    /// The kernel puts no probe on the instruction (`lock` and segment prefixes).
+    /// The kernel puts no probe on the instruction (`lock` and segment prefixes; exclusive loads, `retaa`).
     #[error("instruction at {0:#x} cannot be probed")]
     Unprobeable(u64),
     /// A jump through a register or memory that is neither a jump table nor provably a tail call.
@@ -117,8 +120,8 @@ pub enum Unplaceable {
 /// Why a file as a whole cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unreadable {
-    /// Not an ELF file of this machine (64-bit little-endian x86-64, shared object or executable).
-    #[error("not an x86-64 ELF file: {0}")]
+    /// Not an ELF file that is understood (64-bit little-endian, x86-64 or arm64, shared object or executable).
+    #[error("not an ELF file of a known machine: {0}")]
     NotElf(String),
     /// A table lies outside the file or contradicts another.
     #[error("damaged ELF file: {0}")]

@@ -23,6 +23,7 @@ use self::draw::Look;
 use self::source::{News, Origin, Stop};
 use self::state::State;
 
+mod connection;
 mod draw;
 mod panels;
 mod source;
@@ -51,8 +52,8 @@ pub fn run(config: &TopConfig, node: &Node, options: ObserverOptions) -> anyhow:
     if !std::io::stdout().is_terminal() || !std::io::stdin().is_terminal() {
         bail!("`cadscope top` draws on a terminal; for programs the same data is at the agent's /live");
     }
-    let origin = match source::choose(&config.source) {
-        Some(url) => Origin::Agent(url),
+    let origin = match source::choose(config)? {
+        Some(way) => Origin::Agent(way),
         None => {
             preflight::require(node, true)?;
             let mappings = Mappings::open(&options.sys)?;

@@ -26,7 +26,7 @@ request, process, trace) are never labels. `freecad_version` and `occt_version` 
 its version is not known; `namespace`, `pod` and `container` are there only for workers in a container.
 
 A family has series only once something was observed. Which build shows what: [support-matrix.md](support-matrix.md).
-A probe of the user's own adds its family: [the catalogue's form](../README.md#a-probe-of-your-own).
+A probe of the user's own adds its family: [your own probes](probes.md).
 ";
 
 fn table(title: &str, text: &str, families: &[(&String, &Description)]) -> String {

@@ -4,8 +4,30 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
+
+use crate::prometheus::{Prometheus, Series};
+
+/// What the first look at each dashboard falls on.
+pub const MAIN: [(&str, &[&str]); 4] = [
+    (
+        "fleet",
+        &[
+            "Workers",
+            "1. Model generation success rate",
+            "2. P95 latencies",
+            "5. Document operations",
+            "6. OCCT operations",
+            "7. OCCT memory usage",
+            "14. Export duration",
+            "16. Worker resources",
+        ],
+    ),
+    ("worker", &["Workers", "Booleans", "Resident memory", "Cores used", "Exits"]),
+    ("versions", &["Count on $base", "Count on $candidate", "p95 over time", "Booleans"]),
+    ("agent", &["Agents", "Probes attached", "CPU", "Resident memory", "Records received", "Series"]),
+];
 
 /// The four files.
 ///
@@ -51,6 +73,53 @@ pub fn queries(dashboard: &Value) -> Vec<Query> {
         }
     }
     queries
+}
+
+/// What Prometheus answers to a query over the last seconds, with these variables.
+///
+/// # Errors
+/// It refuses the query.
+pub fn answer(
+    prometheus: &Prometheus,
+    query: &Query,
+    seconds: u64,
+    variables: &[(&str, &str)],
+) -> Result<Vec<Series>> {
+    let text = filled(&query.expression, &format!("{seconds}s"), variables);
+    let answer = if query.instant { prometheus.instant(&text) } else { prometheus.range(&text, seconds) };
+    answer.with_context(|| format!("{}: {text}", query.panel))
+}
+
+/// Whether there is more in it than zero.
+#[must_use]
+pub fn has_data(answer: &[Series]) -> bool {
+    answer.iter().any(|series| series.values.iter().any(|value| value.is_finite() && *value != 0.0))
+}
+
+/// The [`MAIN`] panels that have no data yet.
+///
+/// # Errors
+/// A panel is not there, or Prometheus refuses a query.
+pub fn missing(prometheus: &Prometheus, seconds: u64, variables: &[(&str, &str)]) -> Result<Vec<String>> {
+    let mut missing = Vec::new();
+    for (path, dashboard) in all()? {
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let (_, panels) =
+            MAIN.iter().find(|(of, _)| *of == name).with_context(|| format!("{name} is new"))?;
+        let queries = queries(&dashboard);
+        for panel in *panels {
+            let of_panel: Vec<&Query> = queries.iter().filter(|query| query.panel == *panel).collect();
+            ensure!(!of_panel.is_empty(), "no panel {panel} in {name}");
+            let mut found = false;
+            for query in of_panel {
+                found |= has_data(&answer(prometheus, query, seconds, variables)?);
+            }
+            if !found {
+                missing.push(format!("{name}: {panel}"));
+            }
+        }
+    }
+    Ok(missing)
 }
 
 /// A variable by its name, or everything.

@@ -1,9 +1,15 @@
 //! Turns a page of the documentation into what it claims: commands with what they print, files that it shows, links.
 //!
-//! A block ` ```console run ` is run; ` ```console elsewhere ` needs another machine or much time. A block with
-//! `file=NAME` is that file. In what a command prints, `…` stands for any text and a line `[…]` for any lines.
+//! A block ` ```console run ` is run by the test of the documentation, ` ```console long ` by its long form, in the checkout;
+//! ` ```console by=NAME ` by the test program of that name, which has the machine for it ([`Commands`]). What a comment
+//! `<!-- before: COMMAND -->` above a block says is run before it. A block with `file=NAME` is that file. In what a command
+//! prints, `…` stands for any text and a line `[…]` for any lines.
 
-use anyhow::{Result, bail, ensure};
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail, ensure};
 
 /// A fenced block.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,6 +20,8 @@ pub struct Block {
     pub line: usize,
     /// Its lines.
     pub text: String,
+    /// What its commands find done already; for the shell.
+    pub before: String,
 }
 
 /// A command and what the page says that it prints; nothing if that is left open.
@@ -30,6 +38,12 @@ impl Block {
     #[must_use]
     pub fn file(&self) -> Option<&str> {
         self.info.split_whitespace().find_map(|word| word.strip_prefix("file="))
+    }
+
+    /// The test program that runs it.
+    #[must_use]
+    pub fn by(&self) -> Option<&str> {
+        self.info.split_whitespace().find_map(|word| word.strip_prefix("by="))
     }
 
     /// Whether its first word is this.
@@ -70,23 +84,74 @@ impl Block {
 pub fn blocks(page: &str) -> Result<Vec<Block>> {
     let mut blocks = Vec::new();
     let mut open: Option<Block> = None;
+    let mut before = String::new();
     for (number, line) in (1..).zip(page.lines()) {
         match (line.strip_prefix("```"), open.as_mut()) {
             (Some(info), None) => {
-                open = Some(Block { info: info.trim().to_owned(), line: number, text: String::new() });
+                let before = std::mem::take(&mut before);
+                open =
+                    Some(Block { info: info.trim().to_owned(), line: number, text: String::new(), before });
             }
             (Some(_), Some(_)) => blocks.extend(open.take()),
             (None, Some(block)) => {
                 block.text.push_str(line);
                 block.text.push('\n');
             }
-            (None, None) => {}
+            (None, None) => {
+                let comment = line.strip_prefix("<!-- before: ").and_then(|rest| rest.strip_suffix(" -->"));
+                before = comment.unwrap_or_default().to_owned();
+            }
         }
     }
     if let Some(block) = open {
         bail!("the block of line {} does not end", block.line);
     }
     Ok(blocks)
+}
+
+/// The commands of a page that a test program runs itself.
+#[derive(Debug)]
+pub struct Commands {
+    blocks: Vec<Block>,
+    /// Lines of those that were handed out.
+    taken: RefCell<BTreeSet<usize>>,
+}
+
+impl Commands {
+    /// Those of `docs/PAGE` that say `by=PROGRAM`.
+    ///
+    /// # Errors
+    /// There are none.
+    pub fn of(page: &str, program: &str) -> Result<Self> {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs").join(page);
+        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        let mut blocks = blocks(&text)?;
+        blocks.retain(|block| block.by() == Some(program));
+        ensure!(!blocks.is_empty(), "{page} has no commands for {program}");
+        Ok(Self { blocks, taken: RefCell::default() })
+    }
+
+    /// The commands of the block in which this stands, for the shell.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn script(&self, with: &str) -> Result<String> {
+        let block = self.blocks.iter().find(|block| block.text.contains(with));
+        let block = block.with_context(|| format!("no `{with}` on the page"))?;
+        self.taken.borrow_mut().insert(block.line);
+        Ok(block.steps().into_iter().map(|step| step.command + "\n").collect())
+    }
+
+    /// Whether each was handed out.
+    ///
+    /// # Errors
+    /// Which were not.
+    pub fn were_all_run(&self) -> Result<()> {
+        let taken = self.taken.borrow();
+        let left: Vec<&Block> = self.blocks.iter().filter(|block| !taken.contains(&block.line)).collect();
+        ensure!(left.is_empty(), "never run: {left:#?}");
+        Ok(())
+    }
 }
 
 /// The targets of its links and pictures, outside of code.
@@ -190,6 +255,10 @@ mod tests {
         assert_eq!(blocks[0].steps(), [step("a \\\n  b", &["c…", "[…]"]), step("d", &[])]);
         assert!(blocks[0].is("console") && blocks[0].has("run") && !blocks[1].has("run"));
         assert!(super::blocks("```\nx").is_err());
+        let page = "<!-- before: x=1 -->\n```console by=install\n$ a\n```\n```console run\n$ b\n```\n";
+        let blocks = super::blocks(page).unwrap();
+        assert_eq!((blocks[0].by(), blocks[0].before.as_str()), (Some("install"), "x=1"));
+        assert_eq!((blocks[1].by(), blocks[1].before.as_str()), (None, ""));
     }
 
     #[test]

@@ -28,6 +28,17 @@ pub fn bpf_ids(kind: &str) -> Result<BTreeSet<u64>> {
     Ok(list.iter().filter(|e| !held(e)).filter_map(|entry| entry.get("id")?.as_u64()).collect())
 }
 
+/// How many breakpoints the kernel says that it left behind: it cannot take one away for a process that is being killed
+/// while it places them (`uprobe_unregister` of kernel/events/uprobes.c).
+///
+/// # Errors
+/// The kernel's log cannot be read.
+pub fn left_by_the_kernel() -> Result<usize> {
+    let ended = run(&mut Command::new("dmesg"), Duration::from_secs(20))?;
+    ensure!(ended.code == 0, "dmesg: {}", ended.stderr);
+    Ok(ended.stdout.matches("failed to unregister, leaking uprobe").count())
+}
+
 /// The executable mappings of a process: address range, offset in the file, file.
 ///
 /// # Errors

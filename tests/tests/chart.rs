@@ -1,7 +1,7 @@
 //! Promise: the Helm chart and the plain manifests are valid for every Kubernetes from 1.25 on, ask for no more rights
 //! than were measured to be needed, and say the same.
 //!
-//! `CADSCOPE_WRITE=1` writes deploy/kustomize/base/cadscope.yaml instead of comparing it; `cargo xtask docs` does that.
+//! `CADSCOPE_WRITE=1` writes deploy/kustomize/base/cadscope.yaml and docs/chart-values.md instead of comparing them; `cargo xtask docs` does that.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -132,12 +132,23 @@ fn the_agent_has_the_measured_capabilities_and_nothing_else() -> Result<()> {
             assert_eq!(rights["readOnlyRootFilesystem"], json!(true));
             assert_eq!((&pod["hostPID"], &pod["hostNetwork"]), (&json!(true), &json!(false)));
             assert!(pod["securityContext"]["seccompProfile"]["type"] != "Unconfined");
-            for volume in pod["volumes"].as_array().into_iter().flatten() {
-                assert!(volume.get("hostPath").is_none(), "{volume}");
-            }
+            writes_to_one_folder(&pod, &container, asks.then_some("/var/lib/cadscope"));
         }
     }
     Ok(())
+}
+
+/// The agent's own folder is all that it may write to, and of the node there is nothing but what it was given for that.
+fn writes_to_one_folder(pod: &Value, container: &Value, of_node: Option<&str>) {
+    let list = |of: &Value, key: &str| of.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
+    let mut writable = list(container, "volumeMounts");
+    writable.retain(|mount| mount.get("readOnly") != Some(&json!(true)));
+    assert_eq!(writable, [json!({ "name": "state", "mountPath": "/var/lib/cadscope" })]);
+    for volume in list(pod, "volumes") {
+        let path = if volume.get("name") == Some(&json!("state")) { of_node } else { None };
+        let expected = path.map(|path| json!({ "path": path, "type": "DirectoryOrCreate" }));
+        assert_eq!(volume.get("hostPath"), expected.as_ref(), "{volume}");
+    }
 }
 
 #[test]
@@ -149,6 +160,8 @@ fn values_that_cannot_be_meant_are_refused() -> Result<()> {
         ("log.format=xml", "format"),
         ("otlp.endpoint=collector:4317", "endpoint"),
         ("image.digest=sha256:1", "digest"),
+        ("security.kernelBefore66=true", "kernelBefore66"),
+        ("state.hostPath=var/lib", "hostPath"),
         ("catalogs.gears=x", "gears"),
         ("metrics.podMonitor.interval=soon", "interval"),
     ] {
@@ -250,6 +263,61 @@ fn the_plain_manifests_are_the_chart_with_its_defaults() -> Result<()> {
     }
     let there = fs::read_to_string(&file).unwrap_or_default();
     ensure!(there == text, "{} is not what the chart makes: run `cargo xtask docs`", file.display());
+    Ok(())
+}
+
+/// Every value in its order: path, default and comment, behind those of what it is part of.
+fn documented_values(text: &str) -> Result<Vec<(String, String, String)>> {
+    let defaults = objects(text)?.into_iter().next().context("no values")?;
+    let mut rows = Vec::new();
+    let mut above: Vec<(String, String)> = Vec::new();
+    let mut comment: Vec<&str> = Vec::new();
+    for line in text.lines() {
+        let bare = line.trim_start();
+        let depth = (line.len() - bare.len()) / 2;
+        if let Some(words) = bare.strip_prefix("# ") {
+            comment.push(words);
+            continue;
+        }
+        let key =
+            bare.split_once(':').map(|(key, _)| key).filter(|key| !key.contains(['#', '-', ' ', '.', '/']));
+        if let Some(key) = key {
+            above.truncate(depth);
+            let inherited = above.last().map(|(_, comment)| comment.as_str()).unwrap_or_default();
+            let all = format!("{inherited} {}", comment.join(" ")).trim().to_owned();
+            above.push((key.to_owned(), all));
+            let path: Vec<&str> = above.iter().map(|(key, _)| key.as_str()).collect();
+            let value = defaults.pointer(&format!("/{}", path.join("/"))).cloned().unwrap_or_default();
+            // A map with keys of the user's own is one value.
+            let is_own = |map: &serde_json::Map<String, Value>| map.keys().all(|key| key.contains('/'));
+            if value.as_object().is_none_or(is_own) {
+                let comment = above.last().map(|(_, comment)| comment.clone()).unwrap_or_default();
+                rows.push((path.join("."), value.to_string(), comment));
+            }
+        }
+        comment.clear();
+    }
+    Ok(rows)
+}
+
+#[test]
+fn the_page_of_values_is_what_the_chart_says_and_says_what_each_is() -> Result<()> {
+    let rows = documented_values(&fs::read_to_string(chart().join("values.yaml"))?)?;
+    ensure!(rows.len() > 60, "{} values", rows.len());
+    let mut page = "<!-- Made from deploy/chart/cadscope/values.yaml by `cargo xtask docs`. -->\n# Values of the Helm chart\n\n\
+        A key that is not here is refused. How to use them: [Install on Kubernetes](install-kubernetes.md).\n\n\
+        | value | default | what it is |\n|---|---|---|\n"
+        .to_owned();
+    for (path, default, comment) in &rows {
+        ensure!(!comment.is_empty(), "{path} says nowhere what it is");
+        page.push_str(&format!("| `{path}` | `{default}` | {} |\n", comment.replace('|', "\\|")));
+    }
+    let file = deploy().join("../docs/chart-values.md");
+    if std::env::var_os("CADSCOPE_WRITE").is_some() {
+        fs::write(&file, &page)?;
+    }
+    let there = fs::read_to_string(&file).unwrap_or_default();
+    ensure!(there == page, "{} is not what the chart says: run `cargo xtask docs`", file.display());
     Ok(())
 }
 

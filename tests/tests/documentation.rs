@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use cadscope_tests::document::{Block, anchors, blocks, links, matches};
-use cadscope_tests::node::{cadscope, require_root, scratch};
+use cadscope_tests::node::{cadscope, full, require_root, scratch, tool};
 use cadscope_tests::run::run;
 
 /// A command takes at most so long.
 const LIMIT: Duration = Duration::from_secs(120);
-/// Pages whose commands need a cluster or another host: the tests of the chart and of the package run what they say.
-const TESTED_ELSEWHERE: [&str; 2] = ["docs/install-kubernetes.md", "docs/install-systemd.md"];
+/// A build takes longer.
+const LONG_LIMIT: Duration = Duration::from_secs(1800);
 /// Separates what two commands print.
 const MARK: &str = "-- next command of the page --";
 
@@ -128,22 +128,108 @@ fn every_page_is_in_the_table_of_contents() -> Result<()> {
     Ok(())
 }
 
+/// What leads from the pages of a site to another place of it, but is not there.
+fn dead_links(site: &Path) -> Result<Vec<String>> {
+    let mut pages = Vec::new();
+    let mut folders = vec![site.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "html")
+                && !path.ends_with("404.html")
+            {
+                // That one is served for any address, and says what its links are relative to.
+                pages.push(path);
+            }
+        }
+    }
+    ensure!(pages.len() > 30, "{} pages in {}", pages.len(), site.display());
+    let mut dead = Vec::new();
+    for page in pages {
+        let text = fs::read_to_string(&page)?;
+        for link in quoted(&text, "href=").into_iter().chain(quoted(&text, "src=")) {
+            if ["https://", "http://", "mailto:", "data:"].iter().any(|scheme| link.starts_with(scheme)) {
+                continue;
+            }
+            let (path, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let target =
+                if path.is_empty() { page.clone() } else { page.parent().unwrap_or(site).join(path) };
+            let there = match anchor {
+                "" => target.exists() && target.canonicalize()?.starts_with(site.canonicalize()?),
+                anchor => {
+                    fs::read_to_string(&target).is_ok_and(|text| quoted(&text, "id=").contains(&anchor))
+                }
+            };
+            if !there {
+                dead.push(format!("{}: {link}", page.strip_prefix(site).unwrap_or(&page).display()));
+            }
+        }
+    }
+    Ok(dead)
+}
+
+/// The values of an attribute, whatever stands around it.
+fn quoted<'a>(text: &'a str, attribute: &str) -> Vec<&'a str> {
+    let begin = format!(" {attribute}\"");
+    let values = text.split(begin.as_str()).skip(1);
+    values.filter_map(|rest| rest.split('"').next()).collect()
+}
+
+/// A site of `docs/` in this folder.
+fn site(of: &Path, into: &Path) -> Result<()> {
+    let mut mdbook = Command::new(tool("mdbook", "mdbook")?);
+    let ended = run(mdbook.arg("build").arg(of).arg("--dest-dir").arg(into), LIMIT)?;
+    ensure!(ended.code == 0 && !ended.stderr.contains("WARN"), "{ended:?}");
+    Ok(())
+}
+
 #[test]
-fn every_command_says_whether_it_is_run() -> Result<()> {
-    for page in
-        listed()?.into_iter().filter(|page| !TESTED_ELSEWHERE.iter().any(|other| page == Path::new(other)))
-    {
+fn the_site_has_every_page_and_every_link_in_it_leads_somewhere() -> Result<()> {
+    let folder = scratch()?;
+    let into = folder.path().join("site");
+    site(&root().join("docs"), &into)?;
+    for page in listed()? {
+        let page = into.join(page.strip_prefix("docs")?).with_extension("html");
+        ensure!(page.is_file(), "no {}", page.display());
+    }
+    let dead = dead_links(&into)?;
+    ensure!(dead.is_empty(), "links that lead nowhere:\n{}", dead.join("\n"));
+    // And one that leads nowhere is found.
+    let page = into.join("faq.html");
+    let broken =
+        fs::read_to_string(&page)?.replacen("<main>", "<main><a href=\"metrics.html#nothing\">x</a>", 1);
+    fs::write(&page, broken)?;
+    ensure!(dead_links(&into)? == ["faq.html: metrics.html#nothing"], "{:?}", dead_links(&into)?);
+    Ok(())
+}
+
+#[test]
+fn every_command_says_which_test_runs_it() -> Result<()> {
+    for page in listed()? {
         for block in blocks(&read(&page)?).with_context(|| page.display().to_string())? {
             let place = format!("{}:{}", page.display(), block.line);
             for shell in ["sh", "bash", "shell", "shell-session"] {
                 ensure!(!block.is(shell), "{place}: write ```console with `$ ` before each command");
             }
             if block.is("console") {
+                let ways = [block.has("run"), block.has("long"), block.by().is_some()];
                 ensure!(
-                    block.has("run") != block.has("elsewhere"),
-                    "{place}: ```console run, or ```console elsewhere"
+                    ways.iter().filter(|way| **way).count() == 1,
+                    "{place}: ```console run, long or by=TEST"
                 );
                 ensure!(!block.steps().is_empty(), "{place}: no command begins with `$ `");
+            }
+            if let Some(program) = block.by() {
+                let source = fs::read_to_string(root().join(format!("tests/tests/{program}.rs")));
+                let name = page.file_name().unwrap_or_default().to_string_lossy();
+                let takes = format!("Commands::of(\"{name}\", \"{program}\")");
+                let source = source.with_context(|| format!("{place}: no test {program}"))?;
+                ensure!(
+                    source.contains(&takes) && source.contains("were_all_run()"),
+                    "{place}: {program} does not run it"
+                );
             }
         }
     }
@@ -157,14 +243,15 @@ fn the_commands_of_the_documentation_do_what_it_says() -> Result<()> {
     let mut commands = 0;
     for page in listed()? {
         let blocks = blocks(&read(&page)?)?;
-        if !blocks.iter().any(|block| block.has("run")) {
+        let is_run = |block: &Block| block.has("run") || (full() && block.has("long"));
+        if !blocks.iter().any(is_run) {
             continue;
         }
         let folder = scratch()?;
         for block in &blocks {
             if let Some(file) = block.file() {
                 fs::write(folder.path().join(file), &block.text)?;
-            } else if block.is("console") && block.has("run") {
+            } else if block.is("console") && is_run(block) {
                 commands += block.steps().len();
                 if let Err(error) = check(block, folder.path()) {
                     wrong.push(format!("{}:{}: {error:#}", page.display(), block.line));
@@ -180,7 +267,9 @@ fn the_commands_of_the_documentation_do_what_it_says() -> Result<()> {
 /// Runs a block in one shell, which ends what it has left running.
 fn check(block: &Block, folder: &Path) -> Result<()> {
     let steps = block.steps();
-    let mut script = String::from("set -m\n");
+    // Nothing of this machine is changed.
+    let own = format!("{}/", folder.display());
+    let mut script = format!("set -m\n{}\n", block.before);
     for step in &steps {
         script.push_str(&format!("{}\ncode=$?; echo; echo '{MARK}' $code\n", step.command));
     }
@@ -193,9 +282,13 @@ fn check(block: &Block, folder: &Path) -> Result<()> {
     }
     let path = format!("{}:{}", bin.display(), std::env::var("PATH")?);
     let mut shell = Command::new("bash");
-    shell.args(["-c", &script]).current_dir(folder).env("HOME", folder).env("PATH", path);
-    shell.env("QT_QPA_PLATFORM", "offscreen").env("RUST_LOG", "error");
-    let ended = run(&mut shell, LIMIT)?;
+    shell.env("PATH", path).env("QT_QPA_PLATFORM", "offscreen").env("RUST_LOG", "error");
+    let ended = if block.has("long") {
+        let script = script.replace("/usr/local/bin/", &own);
+        run(shell.args(["-c", &script]).current_dir(root()), LONG_LIMIT)?
+    } else {
+        run(shell.args(["-c", &script]).current_dir(folder).env("HOME", folder), LIMIT)?
+    };
     let mut printed = ended.stdout.split(MARK);
     let mut output = printed.next().unwrap_or_default().to_owned();
     for step in &steps {

@@ -1,5 +1,5 @@
 //! Promise: with a certificate and a token the pages are for those who have both, over TLS alone; both can be renewed
-//! while the agent runs, and a client that says nothing keeps nobody out.
+//! while the agent runs, and a client that says nothing keeps nobody out. `cadscope top` is such a client.
 
 use std::fs;
 use std::net::TcpStream;
@@ -9,18 +9,20 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use cadscope_tests::agent::Agent;
-use cadscope_tests::node::{require_root, scratch, tool};
+use cadscope_tests::node::{cadscope, require_root, scratch, tool};
 use cadscope_tests::run::{run, until};
+use cadscope_tests::terminal::Terminal;
 
 const LIMIT: Duration = Duration::from_secs(60);
 const TOKEN: &str = "4f1c0a77a8e04e0f9d1be07c36dd0b1e";
 const OTHER: &str = "another-token-of-some-length";
 
-/// A certificate of its own authority for 127.0.0.1 in `NAME.pem`, its key in `NAME.key`.
+/// A certificate that vouches for itself, for 127.0.0.1, as docs/security.md makes one, in `NAME.pem`, its key in `NAME.key`.
 fn certificate(folder: &Path, name: &str) -> Result<()> {
     let mut openssl = Command::new(tool("openssl", "openssl")?);
     openssl.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]);
     openssl.args(["-days", "2", "-subj", "/CN=agent", "-addext", "subjectAltName=IP:127.0.0.1"]);
+    openssl.args(["-addext", "basicConstraints=critical,CA:FALSE"]);
     openssl.arg("-out").arg(folder.join(format!("{name}.pem")));
     let ended = run(openssl.arg("-keyout").arg(folder.join(format!("{name}.key"))), LIMIT)?;
     ensure!(ended.code == 0, "{ended:?}");
@@ -116,5 +118,66 @@ fn who_has_token_and_certificate_sees_the_pages_and_nobody_else_also_after_both_
     ensure!(ask("/metrics", first, Some(OTHER))? == "200", "{}", agent.log());
     ensure!(!agent.log().contains(TOKEN) && !agent.log().contains(OTHER), "the log holds a token");
     ensure!(agent.log().contains("stays in use"), "{}", agent.log());
+    Ok(())
+}
+
+/// `top` with these arguments in a terminal that is wide enough for what it says.
+fn top(arguments: &str) -> Result<Terminal> {
+    let program = cadscope()?;
+    let line =
+        format!("LANG=C.UTF-8 LC_ALL= {} top {arguments}; echo ended with $?; sleep 600", program.display());
+    Terminal::start(200, 24, &line)
+}
+
+#[test]
+fn top_shows_a_guarded_agent_to_who_has_its_token_and_trusts_its_certificate() -> Result<()> {
+    let _node = require_root()?;
+    let folder = scratch()?;
+    let at = |name: &str| folder.path().join(name);
+    certificate(folder.path(), "first")?;
+    certificate(folder.path(), "second")?;
+    fs::write(at("token"), format!("{TOKEN}\n"))?;
+    fs::write(at("other"), OTHER)?;
+    let files = [("--tls-cert", "first.pem"), ("--tls-key", "first.key"), ("--token-file", "token")];
+    let arguments: Vec<_> = files.iter().flat_map(|(flag, name)| [(*flag).into(), at(name)]).collect();
+    let agent = Agent::launch(&arguments)?;
+    let url = format!("https://127.0.0.1:{}", agent.port());
+    let authority = at("first.pem").display().to_string();
+    until("readiness over TLS", LIMIT, || {
+        status(&agent, "/readyz", &["--cacert", &authority]).ok().filter(|status| status == "200")
+    })
+    .with_context(|| agent.log())?;
+    let (token, other) = (at("token").display().to_string(), at("other").display().to_string());
+    let stranger = at("second.pem").display().to_string();
+
+    for (arguments, said) in [
+        (format!("--connect {url} --ca-cert {authority}"), "wants its token"),
+        (format!("--connect {url} --ca-cert {authority} --token-file {other}"), "does not take the token"),
+        (format!("--connect {url} --ca-cert {stranger} --token-file {token}"), "no TLS with"),
+        (format!("--connect {url} --token-file {token}"), "--ca-cert"),
+        (format!("--connect {url} --ca-cert {token} --token-file {token}"), "holds no certificate"),
+        (format!("--connect http://127.0.0.1:{} --token-file {token}", agent.port()), "is it https://"),
+    ] {
+        let screen = top(&arguments)?.wait_for(&arguments, |screen| screen.contains("ended with"))?;
+        let text = screen.replace('\n', "");
+        ensure!(text.contains(said) && text.contains("ended with 1"), "{arguments}: {screen}");
+        ensure!(!text.contains(TOKEN) && !text.contains(OTHER), "{arguments} tells a token: {screen}");
+    }
+    let arguments = format!("--connect {url} --ca-cert {authority} --token-file {token}");
+    let terminal = top(&arguments)?;
+    let screen = terminal.wait_for("a picture", |screen| screen.contains("Workers"))?;
+    ensure!(screen.contains(&format!("agent {url}")), "{screen}");
+    terminal.press(&["q"])?;
+    terminal.wait_for("its end", |screen| screen.contains("ended with 0"))?;
+
+    // As the agent of this node is configured, nothing needs to be said.
+    let own = format!(
+        "listen = \"127.0.0.1:{}\"\ntoken_file = {token:?}\ntls_cert = {authority:?}\nca_cert = {authority:?}\n",
+        agent.port()
+    );
+    fs::write(at("cadscope.toml"), own)?;
+    let terminal = top(&format!("--config {}", at("cadscope.toml").display()))?;
+    let screen = terminal.wait_for("a picture", |screen| screen.contains("Workers"))?;
+    ensure!(screen.contains(&format!("agent {url}")), "{screen}");
     Ok(())
 }

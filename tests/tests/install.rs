@@ -12,9 +12,9 @@ use anyhow::{Context, Result, ensure};
 use cadscope_tests::chart::{deploy, kustomize, tool};
 use cadscope_tests::collector::{Collector, Span};
 use cadscope_tests::dashboard;
-use cadscope_tests::document::{Block, blocks};
+use cadscope_tests::document::{Block, Commands, blocks};
 use cadscope_tests::kubernetes::{Cluster, FREECAD, agent_image, freecad_image};
-use cadscope_tests::node::{require_root, scratch};
+use cadscope_tests::node::{require_root, scratch, tool as program};
 use cadscope_tests::prometheus::Prometheus;
 use cadscope_tests::residue::{altered_text, bpf_ids, named_uprobes};
 use cadscope_tests::run::{run, until};
@@ -26,25 +26,8 @@ const ADDRESS: &str = "172.31.255.2";
 /// What the chart's values name with the page's registry, in the version of the chart.
 const IMAGE: &str = concat!("localhost/cadscope:", env!("CARGO_PKG_VERSION"));
 
-/// What the first look at each dashboard falls on.
-const PANELS: [(&str, &[&str]); 4] = [
-    (
-        "fleet",
-        &[
-            "Workers",
-            "1. Model generation success rate",
-            "2. P95 latencies",
-            "5. Document operations",
-            "6. OCCT operations",
-            "7. OCCT memory usage",
-            "14. Export duration",
-            "16. Worker resources",
-        ],
-    ),
-    ("worker", &["Workers", "Booleans", "Resident memory", "Cores used", "Exits"]),
-    ("versions", &["Count on $base", "Count on $candidate", "p95 over time", "Booleans"]),
-    ("agent", &["Agents", "Probes attached", "CPU", "Resident memory", "Records received", "Series"]),
-];
+/// What the reader of the version comparison chooses: the one version that the pods have.
+const VERSIONS: [(&str, &str); 2] = [("base", "7.9.2"), ("candidate", "7.9.2")];
 
 /// Jobs of another team, which run before cadscope comes and after it has gone: one without an end, others one by one.
 fn jobs() -> String {
@@ -84,6 +67,7 @@ fn plate(team: &str) -> String {
 
 /// The page's commands, with `helm` and `kubectl` that reach the node.
 struct Page {
+    commands: Commands,
     blocks: Vec<Block>,
     folder: tempfile::TempDir,
 }
@@ -92,19 +76,19 @@ impl Page {
     fn read(cluster: &Cluster) -> Result<Self> {
         let page = fs::read_to_string(deploy().join("../docs/install-kubernetes.md"))?;
         let folder = scratch()?;
-        for name in ["helm", "kubectl"] {
+        let curl = program("curl", "curl")?;
+        for (name, client) in [("helm", tool("helm")?), ("kubectl", tool("kubectl")?), ("curl", curl)] {
             let file = folder.path().join(name);
-            fs::write(&file, cluster.client(&tool(name)?)?)?;
+            fs::write(&file, cluster.client(&client)?)?;
             fs::set_permissions(&file, fs::Permissions::from_mode(0o755))?;
         }
-        Ok(Self { blocks: blocks(&page)?, folder })
+        let commands = Commands::of("install-kubernetes.md", "install")?;
+        Ok(Self { commands, blocks: blocks(&page)?, folder })
     }
 
     /// Runs the block with this command, with what this cluster has in the place of what the page takes for an example.
-    fn run(&self, command: &str, instead: &[(&str, &str)]) -> Result<()> {
-        let block = self.blocks.iter().find(|block| block.is("sh") && block.text.contains(command));
-        let block = block.with_context(|| format!("no `{command}` on the page"))?;
-        let mut script = block.text.replace("registry.example", "localhost");
+    fn run(&self, command: &str, instead: &[(&str, &str)]) -> Result<String> {
+        let mut script = self.commands.script(command)?.replace("registry.example", "localhost");
         for (example, own) in instead {
             ensure!(script.contains(example), "no `{example}` in {script}");
             script = script.replace(example, own);
@@ -114,6 +98,25 @@ impl Page {
         shell.args(["-ec", &script]).env("PATH", path).current_dir(deploy().join(".."));
         let ended = run(&mut shell, LIMIT)?;
         ensure!(ended.code == 0, "{script}\n{}\n{}", ended.stdout, ended.stderr);
+        Ok(ended.stdout)
+    }
+
+    /// While the page's tunnel stands, the agent's pages are where the page says.
+    fn tunnel(&self) -> Result<()> {
+        let command = self.commands.script("port-forward")?;
+        // The command is one; what follows ends it with all that it has started.
+        let script = format!(
+            "{} >tunnel & curl --silent --fail --retry 60 --retry-delay 1 --retry-all-errors \
+             http://127.0.0.1:9777/status; code=$?; kill -- -$!; wait; exit $code",
+            command.trim_end()
+        );
+        let path = format!("{}:{}", self.folder.path().display(), std::env::var("PATH")?);
+        let mut shell = Command::new("bash");
+        shell.args(["-mc", &script]).env("PATH", path).current_dir(self.folder.path());
+        let ended = run(&mut shell, LIMIT)?;
+        let status: serde_json::Value =
+            serde_json::from_str(&ended.stdout).with_context(|| format!("no status: {ended:?}"))?;
+        ensure!(status.pointer("/ready") == Some(&json!(true)), "{status}");
         Ok(())
     }
 
@@ -126,33 +129,6 @@ impl Page {
         let config = config.text.replace("{role: pod}", &outside);
         Prometheus::start_with(&config, None, Some(cluster.network()))
     }
-}
-
-/// Panels whose first query with data is still to come.
-fn missing(prometheus: &Prometheus, seconds: u64) -> Result<Vec<String>> {
-    let mut missing = Vec::new();
-    for (path, dashboard) in dashboard::all()? {
-        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let (_, panels) =
-            PANELS.iter().find(|(of, _)| *of == name).with_context(|| format!("{name} is new"))?;
-        let queries = dashboard::queries(&dashboard);
-        for panel in *panels {
-            let mut of_panel = queries.iter().filter(|query| query.panel == *panel).peekable();
-            ensure!(of_panel.peek().is_some(), "no panel {panel} in {name}");
-            let has_data = of_panel.any(|query| {
-                let versions = [("base", "7.9.2"), ("candidate", "7.9.2")];
-                let text = dashboard::filled(&query.expression, &format!("{seconds}s"), &versions);
-                let answer =
-                    if query.instant { prometheus.instant(&text) } else { prometheus.range(&text, seconds) };
-                let values = answer.unwrap_or_default().into_iter().flat_map(|series| series.values);
-                values.into_iter().any(|value| value.is_finite() && value != 0.0)
-            });
-            if !has_data {
-                missing.push(format!("{name}: {panel}"));
-            }
-        }
-    }
-    Ok(missing)
 }
 
 /// The worker that never ends, as this machine numbers it.
@@ -237,9 +213,11 @@ fn what_the_page_says_installs_upgrades_and_removes_cadscope_on_a_real_node() ->
     let ready = begin.elapsed();
     let seconds = || begin.elapsed().as_secs() + 5;
     until("every main panel has data", LIMIT, || {
-        missing(&prometheus, seconds()).ok()?.is_empty().then_some(())
+        dashboard::missing(&prometheus, seconds(), &VERSIONS).ok()?.is_empty().then_some(())
     })
-    .with_context(|| format!("{:?}\n{}", missing(&prometheus, seconds()), describe(&cluster)))?;
+    .with_context(|| {
+        format!("{:?}\n{}", dashboard::missing(&prometheus, seconds(), &VERSIONS), describe(&cluster))
+    })?;
     eprintln!("ready after {ready:.1?}, data in all panels after {:.1?}", begin.elapsed());
     observes(&cluster, &prometheus, worker)?;
 
@@ -256,13 +234,46 @@ fn what_the_page_says_installs_upgrades_and_removes_cadscope_on_a_real_node() ->
     ensure!(new != old, "the agent is the same: {old}");
     observes(&cluster, &prometheus, worker)?;
 
+    page.tunnel().with_context(|| describe(&cluster))?;
+    // Kubernetes of this node is older than the manifests without a component, so it is only asked what it thinks of them.
+    page.run("apply -k", &[("apply -k", "apply --dry-run=server --validate=false -k")])?;
+
+    let kept = keeps_digests(&cluster, &page, folder.path())?;
     labels(&cluster, &page, &collector)?;
+    let now = digests()?;
+    ensure!(now >= kept, "{now} bytes of digests; the agent before had {kept}");
     let new = agent_pod(&cluster)?;
 
     page.run("helm uninstall", &[])?;
     gone(&cluster, worker, &new, &before)?;
-    plain(&cluster, &prometheus, worker, folder.path())?;
-    gone(&cluster, worker, &new, &before)
+    plain(&cluster, &page, &prometheus, worker, folder.path())?;
+    gone(&cluster, worker, &new, &before)?;
+    page.commands.were_all_run()
+}
+
+/// The bytes that the agent in its pod has written to its one folder.
+fn digests() -> Result<u64> {
+    let is_agent = |pid: &str| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.starts_with(b"/usr/bin/cadscope\0agent\0")
+    };
+    let pids = fs::read_dir("/proc")?.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let pid = pids.into_iter().find(|pid| is_agent(pid)).context("no agent")?;
+    Ok(fs::metadata(format!("/proc/{pid}/root/var/lib/cadscope/exports"))?.len())
+}
+
+/// Digests of exports are written to the pod's folder, and to one of the node where the page says so; gives how many bytes.
+fn keeps_digests(cluster: &Cluster, page: &Page, folder: &Path) -> Result<u64> {
+    // More than the head of the file.
+    let written = || digests().ok().filter(|bytes| *bytes > 16);
+    until("digests of exports in the pod", LIMIT, written).with_context(|| describe(cluster))?;
+    let of_node = folder.join("digests");
+    page.run("state.hostPath", &[("/var/lib/cadscope", of_node.to_str().context("path")?)])?;
+    cluster.kubectl(&["-n", "cadscope", "rollout", "status", "daemonset/cadscope", "--timeout=100s"])?;
+    let kept = until("digests of exports on the node", LIMIT, written).with_context(|| describe(cluster))?;
+    let log = cluster.kubectl(&["-n", "cadscope", "logs", "daemonset/cadscope"])?;
+    ensure!(!log.contains("not kept beyond this run"), "{log}");
+    Ok(kept)
 }
 
 /// Spans have the labels of their pod, also those of a pod made anew under the same name; the agent may get pods only.
@@ -346,19 +357,16 @@ fn gone(cluster: &Cluster, worker: u32, uid: &str, before: &(Vec<BTreeSet<u64>>,
 }
 
 /// The same by the plain manifests.
-fn plain(cluster: &Cluster, prometheus: &Prometheus, worker: u32, folder: &Path) -> Result<()> {
+fn plain(cluster: &Cluster, page: &Page, prometheus: &Prometheus, worker: u32, folder: &Path) -> Result<()> {
     let kustomization = folder.join("plain");
     fs::create_dir(&kustomization)?;
     let up = "../".repeat(kustomization.components().count() - 1);
-    let of = |part: &str| -> Result<String> {
-        let path = deploy().join("kustomize").join(part).canonicalize()?;
-        Ok(format!("{up}{}", path.display().to_string().trim_start_matches('/')))
-    };
-    let text = json!({
-        "resources": [of("base")?], "components": [of("components/kubernetes-before-1.30")?],
-        "images": [{ "name": "cadscope", "newName": "localhost/cadscope" }],
-    });
-    fs::write(kustomization.join("kustomization.yaml"), text.to_string())?;
+    let checkout = deploy().join("..").canonicalize()?;
+    let checkout = format!("{up}{}", checkout.display().to_string().trim_start_matches('/'));
+    let example = page.blocks.iter().find(|block| block.text.contains("components:"));
+    let example = example.context("no kustomization on the page")?;
+    let text = example.text.replace("../cadscope", &checkout).replace("registry.example", "localhost");
+    fs::write(kustomization.join("kustomization.yaml"), text)?;
     let manifests = kustomize(&kustomization)?;
     cluster.apply(&manifests)?;
     let file = folder.join("plain.yaml");

@@ -1,13 +1,14 @@
 //! Promise: the Debian package installs a service that runs with little, and goes without a trace.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use cadscope_tests::builds::folder;
 use cadscope_tests::chart::deploy;
+use cadscope_tests::document::Commands;
 use cadscope_tests::node::{cadscope, require_root, scratch, tool};
 use cadscope_tests::run::{Ended, Running, run, until};
 
@@ -90,8 +91,23 @@ impl Drop for Booted {
 fn the_package_runs_in_a_debian_with_the_rights_of_its_unit_and_goes_without_a_trace() -> Result<()> {
     let _node = require_root()?;
     let system = Booted::boot()?;
-    let installed = system.run(&["dpkg", "--install", "/cadscope.deb"])?;
-    ensure!(installed.code == 0, "{installed:?}");
+    let page = Commands::of("install-systemd.md", "package")?;
+    let shell = |script: &str| -> Result<String> {
+        let ended = system.run(&["sh", "-ec", &format!("export SYSTEMD_PAGER=cat\n{script}")])?;
+        ensure!(ended.code == 0, "{script}: {ended:?}");
+        Ok(ended.stdout)
+    };
+    // The first command of the page has made the package that this test was given.
+    let package = page.script("cargo xtask package")?;
+    let package = package.split_whitespace().last().context("no file")?.to_owned();
+    let name = Path::new(&package).file_name().context("no name")?;
+    let given = PathBuf::from(std::env::var_os("CADSCOPE_DEB").unwrap_or_default());
+    ensure!(
+        given.file_name() == Some(name),
+        "the page calls the package {name:?}; it is {}",
+        given.display()
+    );
+    shell(&page.script("apt-get install")?.replace(&format!("./{package}"), "/cadscope.deb"))?;
     let log = || system.run(&["journalctl", "--unit=cadscope", "--no-pager"]).map(|ended| ended.stdout);
     let ready = until("the service is ready", LIMIT, || {
         let asked = system.run(&["curl", "--silent", "--fail", "http://127.0.0.1:9777/readyz"]).ok()?;
@@ -110,12 +126,27 @@ fn the_package_runs_in_a_debian_with_the_rights_of_its_unit_and_goes_without_a_t
     ensure!(line("Uid:").is_some_and(|uids| !uids.starts_with("0\t")), "it runs as root:\n{status}");
     // The unit's filters leave it what it needs to look at every process of its system.
     ensure!(!log()?.contains("could not be observed"), "{}", log()?);
+    ensure!(!log()?.contains("not kept beyond this run"), "{}", log()?);
     ensure!(system.run(&["systemctl", "is-enabled", "cadscope"])?.stdout.trim() == "enabled");
+    let said = shell(&page.script("systemctl status")?)?;
+    for part in ["active (running)", "cadscope_build_info", "systemd[1]: Started"] {
+        ensure!(said.contains(part), "no {part} in {said}");
+    }
+    // With the one capability more that older kernels want.
+    shell(&page.script("sys-admin.conf")?)?;
+    let wider = format!("CapBnd:\t{:016x}\n", 1_u64 << 2 | 1 << 19 | 1 << 21 | 1 << 38 | 1 << 39);
+    until("the service with one capability more", LIMIT, || {
+        let read = system.run(&["sh", "-c", "cat /proc/$(pidof cadscope)/status"]).ok()?;
+        read.stdout.contains(&wider).then_some(())
+    })
+    .with_context(|| log().unwrap_or_default())?;
+    shell("rm -r /etc/systemd/system/cadscope.service.d; systemctl daemon-reload")?;
+    page.were_all_run()?;
 
     let removed = system.run(&["dpkg", "--purge", "cadscope"])?;
     ensure!(removed.code == 0, "{removed:?}");
     ensure!(system.run(&["pidof", "cadscope"])?.code == 1, "it runs on");
-    let left = system.run(&["find", "/etc", "/usr", "-name", "*cadscope*"])?.stdout;
+    let left = system.run(&["find", "/etc", "/usr", "/var/lib/cadscope", "-name", "*cadscope*"])?.stdout;
     ensure!(left.is_empty(), "left behind: {left}");
     Ok(())
 }

@@ -138,8 +138,8 @@ fn who_has_no_terminal_or_no_agent_is_told() -> Result<()> {
     };
     let ended = run(&[])?;
     ensure!(ended.code == 1 && ended.stderr.contains("draws on a terminal"), "{ended:?}");
-    let ended = run(&["--connect", "https://node:1"])?;
-    ensure!(ended.code == 2 && ended.stderr.contains("forward its port"), "{ended:?}");
+    let ended = run(&["--connect", "https://node"])?;
+    ensure!(ended.code == 2 && ended.stderr.contains("https://HOST:PORT"), "{ended:?}");
     let terminal = terminal("--connect 127.0.0.1:1", "")?;
     terminal.wait_for("no agent", |screen| {
         screen.contains("no agent answers") && screen.contains("ended with 1")

@@ -40,6 +40,8 @@ enum Source {
     Collector(&'static str),
     /// The programs of a Kubernetes node.
     Kubernetes,
+    /// These packages of this Debian suite for arm64, unpacked without what they need.
+    Arm64(&'static str, &'static [&'static str]),
     /// Programs of this Debian suite, unpacked with what they need and not installed.
     Unpacked(&'static str, &'static [&'static str]),
     /// Packages of npm, and files beside them; a page among them is built.
@@ -137,6 +139,37 @@ pub(crate) const BUILDS: &[Build] = &[
         everyday: true,
         source: Source::Unpacked("trixie", &["qemu-system-x86", "busybox-static"]),
     },
+    // Code of arm64, in which exits are found.
+    Build {
+        name: "arm64-bookworm",
+        everyday: true,
+        source: Source::Arm64(
+            "bookworm",
+            &[
+                "libocct-foundation-7.6",
+                "libocct-modeling-data-7.6",
+                "libocct-modeling-algorithms-7.6",
+                "libocct-data-exchange-7.6",
+                "libocct-ocaf-7.6",
+                "libfreecad-python3-0.20",
+            ],
+        ),
+    },
+    Build {
+        name: "arm64-trixie",
+        everyday: true,
+        source: Source::Arm64(
+            "trixie",
+            &[
+                "libocct-foundation-7.8",
+                "libocct-modeling-data-7.8",
+                "libocct-modeling-algorithms-7.8",
+                "libocct-data-exchange-7.8",
+                "libocct-ocaf-7.8",
+                "libfreecad-python3",
+            ],
+        ),
+    },
     Build { name: "linux-5.10", everyday: true, source: Source::Kernel(&["bullseye"]) },
     Build { name: "linux-6.1", everyday: true, source: Source::Kernel(&["bookworm"]) },
     Build { name: "linux-6.12", everyday: false, source: Source::Kernel(&["trixie"]) },
@@ -229,6 +262,7 @@ impl Build {
                 Source::Wheels(packages) => wheels(packages, &target)?,
                 Source::Collector(suite) => collector(suite, &target)?,
                 Source::Kubernetes => kubernetes::build(&target)?,
+                Source::Arm64(suite, packages) => arm64(suite, packages, &target)?,
                 Source::Unpacked(suite, packages) => unpacked(suite, packages, &target)?,
                 Source::Kernel(suites) => kernel::unpack(suites, &target)?,
                 Source::Npm(packages, files) => npm(packages, files, &target)?,
@@ -253,6 +287,7 @@ impl Build {
             Source::Wheels(packages) => (1, packages).hash(&mut hasher),
             Source::Collector(suite) => (1, suite, COLLECTOR, COLLECTOR_MAIN).hash(&mut hasher),
             Source::Kubernetes => (1, kubernetes::ROOT, kubernetes::PROGRAMS).hash(&mut hasher),
+            Source::Arm64(suite, packages) => (1, suite, packages, ARM64, ARM64_UNPACK).hash(&mut hasher),
             Source::Unpacked(suite, packages) => (1, suite, packages, UNPACKED).hash(&mut hasher),
             Source::Kernel(suites) => (1, suites, UNPACKED, kernel::MODULES).hash(&mut hasher),
             Source::Npm(packages, files) => (1, packages, files, NPM).hash(&mut hasher),
@@ -372,6 +407,28 @@ fn unpacked(suite: &str, packages: &[&str], target: &Path) -> Result<()> {
     remove(&partial)?;
     let include = format!("--include={}", packages.join(","));
     run(Command::new("mmdebstrap").args(UNPACKED).args([&include, suite]).arg(&partial))?;
+    Ok(fs::rename(&partial, target)?)
+}
+
+/// Nothing is installed, so that nothing of that machine is run.
+const ARM64: &[&str] = &[
+    "--variant=custom",
+    "--architectures=arm64",
+    "--skip=check/qemu",
+    "--aptopt=Acquire::Check-Valid-Until \"false\"",
+];
+const ARM64_UNPACK: &str = "mkdir \"$1/debs\"; cd \"$1/debs\"; export APT_CONFIG=\"$MMDEBSTRAP_APT_CONFIG\"";
+
+fn arm64(suite: &str, packages: &[&str], target: &Path) -> Result<()> {
+    let (root, partial) = (target.with_extension("root"), target.with_extension("partial"));
+    remove(&root)?;
+    remove(&partial)?;
+    let hook = format!("--customize-hook={ARM64_UNPACK}; apt-get download {}", packages.join(" "));
+    run(Command::new("mmdebstrap").args(ARM64).args([&hook, suite]).arg(&root))?;
+    for package in fs::read_dir(root.join("debs"))? {
+        run(Command::new("dpkg-deb").arg("--extract").arg(package?.path()).arg(&partial))?;
+    }
+    remove(&root)?;
     Ok(fs::rename(&partial, target)?)
 }
 

@@ -85,6 +85,8 @@ enum Task {
     /// docs/metrics.md from the registry, docs/support-matrix.md and docs/probe-sites.md from the real builds,
     /// deploy/kustomize from the chart.
     Docs,
+    /// Make a site of the documentation: target/book/index.html
+    Book,
     /// Build the container image with buildah: target/image/cadscope-amd64.tar
     ///
     /// From deploy/image/Containerfile, in a Debian that is made of its packages; the first time takes several minutes.
@@ -244,6 +246,7 @@ fn main() -> ExitCode {
         Task::Build { release } => build::build(build::Profile::named(release)).map(drop),
         Task::Builds { names } => builds::make(&names),
         Task::Docs => docs::write(),
+        Task::Book => docs::book(),
         Task::Image { machine } => image::image(machine).map(drop),
         Task::Package => package::package().map(drop),
         Task::Fuzz { target, minutes } => {

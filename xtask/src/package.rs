@@ -23,7 +23,7 @@ const FILES: &[Entry] = &[
     ("deploy/systemd/sysusers.conf", "usr/lib/sysusers.d/cadscope.conf", 0o644),
     ("deploy/systemd/cadscope.toml", "etc/cadscope/cadscope.toml", 0o644),
     ("deploy/systemd/default", "etc/default/cadscope", 0o644),
-    ("deploy/systemd/linux-before-6.6.conf", "usr/share/doc/cadscope/linux-before-6.6.conf", 0o644),
+    ("deploy/systemd/sys-admin.conf", "usr/share/doc/cadscope/sys-admin.conf", 0o644),
     ("LICENSE", "usr/share/doc/cadscope/copyright", 0o644),
     ("LICENSE-APACHE", "usr/share/doc/cadscope/LICENSE-APACHE", 0o644),
     ("LICENSE-MIT", "usr/share/doc/cadscope/LICENSE-MIT", 0o644),

@@ -208,6 +208,13 @@ const TOOLS: &[Tool] = &[
         source: Source::Debian(&["podman", "runc"]),
     },
     Tool {
+        name: "binutils for arm64",
+        why: "checks the exits that are found in code of that machine",
+        purpose: Purpose::Test,
+        is_there: || has("aarch64-linux-gnu-objdump"),
+        source: Source::Debian(&["binutils-aarch64-linux-gnu"]),
+    },
+    Tool {
         name: "openssl and ip",
         why: "make the certificates and the network of the Kubernetes node",
         purpose: Purpose::Node,
@@ -248,6 +255,24 @@ const TOOLS: &[Tool] = &[
         purpose: Purpose::Test,
         is_there: || runs(Command::new("cargo").args(["clippy", "--version"])),
         source: Source::Component("clippy"),
+    },
+    Tool {
+        name: "mdBook",
+        why: "makes a site of the documentation, whose pages and links are checked",
+        purpose: Purpose::Test,
+        is_there: || find_program("mdbook").is_some(),
+        source: Source::Crate {
+            name: "mdbook",
+            version: "0.5.4",
+            // As for cargo-deny: it works for a second.
+            variables: &[
+                ("CARGO_PROFILE_RELEASE_LTO", "off"),
+                ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "0"),
+                ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16"),
+            ],
+            // Neither a server nor a watch on files.
+            options: &["--no-default-features", "--features", "search"],
+        },
     },
     Tool {
         name: "cargo-deny",

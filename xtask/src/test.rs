@@ -65,8 +65,10 @@ fn all(stages: &mut Stages, rules: Rules) -> Result<()> {
     stages.run("lints", || {
         run(cargo()?.args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
     })?;
+    stages.run("other builds", || builds::make_for_tests(rules.full))?;
     stages.count("unit tests", |summary| {
         let mut cargo = cargo()?;
+        cargo.env("CADSCOPE_ARM64_BUILDS", builds::folder()?);
         cargo.args(["test", "--workspace", "--exclude", "cadscope-tests", "--"]);
         run_watched(cargo.args(rules.full.then_some("--include-ignored")), |line| summary.add(line))
     })?;
@@ -75,7 +77,6 @@ fn all(stages: &mut Stages, rules: Rules) -> Result<()> {
         binary = Some(build(Profile::Release)?);
         Ok(())
     })?;
-    stages.run("other builds", || builds::make_for_tests(rules.full))?;
     stages.run("other kernels", || {
         let length = if rules.full { Length::Long } else { Length::Short };
         vm::test(length, binary.as_deref().context("not built")?)

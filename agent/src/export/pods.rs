@@ -12,11 +12,10 @@ use std::time::{Duration, Instant};
 
 use opentelemetry_http::hyper::HyperClient;
 use opentelemetry_http::{Bytes, HttpClient, Request};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
 use tokio::sync::mpsc;
 
 use crate::container::Container;
+use crate::trust::{self, TrustError};
 
 /// Pods whose answers are kept; all are forgotten when there are more.
 const KEPT: usize = 4096;
@@ -38,18 +37,8 @@ pub enum PodsError {
     )]
     NoCluster,
     /// No certificate to check the API's with.
-    #[error(
-        "cannot ask for labels of pods: {file}: {problem}; the pod needs a token (automountServiceAccountToken)"
-    )]
-    Account {
-        /// Which file.
-        file: String,
-        /// Why it is no use.
-        problem: String,
-    },
-    /// TLS cannot be set up.
-    #[error("cannot ask for labels of pods: {0}")]
-    Tls(#[from] rustls::Error),
+    #[error("cannot ask for labels of pods: {0}; the pod needs a token (automountServiceAccountToken)")]
+    Account(#[from] TrustError),
     /// No thread, no runtime.
     #[error("cannot ask for labels of pods: {0}")]
     Thread(std::io::Error),
@@ -94,7 +83,7 @@ impl Pods {
     /// # Errors
     /// There is no such account.
     pub fn of(api: String, account: PathBuf) -> Result<Self, PodsError> {
-        let tls = tls(&account.join("ca.crt"))?;
+        let tls = trust::client(Some(&account.join("ca.crt")))?;
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(PodsError::Thread)?;
         let (queue, wanted) = mpsc::channel(QUEUE);
@@ -135,19 +124,6 @@ impl Pods {
         }
         None
     }
-}
-
-fn tls(authority: &Path) -> Result<rustls::ClientConfig, PodsError> {
-    let wrong = |problem: String| PodsError::Account { file: authority.display().to_string(), problem };
-    let mut roots = rustls::RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(authority).map_err(|error| wrong(error.to_string()))? {
-        roots.add(certificate.map_err(|error| wrong(error.to_string()))?)?;
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    Ok(rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth())
 }
 
 async fn ask(

@@ -44,12 +44,14 @@ fn row(command: &Command, key: &str) -> String {
     let flag = key.replace('_', "-");
     let own = command.get_subcommands().flat_map(|sub| sub.get_arguments().map(move |arg| (Some(sub), arg)));
     let all = command.get_arguments().map(|arg| (None, arg));
-    let found = all.chain(own).find(|(_, arg)| arg.get_long() == Some(&flag));
-    let Some((sub, arg)) = found else {
+    let found: Vec<_> = all.chain(own).filter(|(_, arg)| arg.get_long() == Some(&flag)).collect();
+    let Some((_, arg)) = found.first() else {
         return format!("| `[[{key}]]` | | | none | a table; see above |");
     };
     let (help, default) = told(arg);
-    let of = sub.map(|sub| format!(" (`{}`)", sub.get_name())).unwrap_or_default();
+    let of: Vec<String> =
+        found.iter().filter_map(|(sub, _)| Some(format!("`{}`", sub.as_ref()?.get_name()))).collect();
+    let of = if of.is_empty() { String::new() } else { format!(" ({})", of.join(", ")) };
     let value = arg.get_value_names().and_then(<[_]>::first).map(ToString::to_string).unwrap_or_default();
     let variable = format!("CADSCOPE_{}", key.to_ascii_uppercase());
     format!("| `{key}` | `--{flag} {value}`{of} | `{variable}` | {default} | {help} |")

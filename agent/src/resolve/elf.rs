@@ -36,10 +36,20 @@ const RELA_BYTES: u64 = 24;
 /// Size of `Elf64_Shdr` in bytes.
 const SECTION_BYTES: u64 = 64;
 
-/// An x86-64 shared object or executable, read where it lies.
+/// The instruction set of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Machine {
+    /// x86-64.
+    X86_64,
+    /// A64.
+    Arm64,
+}
+
+/// A shared object or executable, read where it lies.
 #[derive(Debug)]
 pub struct ElfFile<'a> {
     bytes: &'a [u8],
+    pub(super) machine: Machine,
     entry: u64,
     segments: Vec<Segment>,
     is_cut_off: bool,
@@ -109,7 +119,7 @@ impl<'a> ElfFile<'a> {
     /// Reads the headers.
     ///
     /// # Errors
-    /// If it is no x86-64 shared object or executable, or its headers point outside the file.
+    /// If it is no x86-64 or arm64 shared object or executable, or its headers point outside the file.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, Unreadable> {
         let not = |why: &str| Unreadable::NotElf(why.to_owned());
         let damaged = |why: &str| Unreadable::Damaged(why.to_owned());
@@ -124,9 +134,11 @@ impl<'a> ElfFile<'a> {
         if kind != elf::ET_DYN.0 && kind != elf::ET_EXEC.0 {
             return Err(not("neither shared object nor executable"));
         }
-        if u16_at(bytes, 18) != Some(elf::EM_X86_64.0) {
-            return Err(not("not x86-64"));
-        }
+        let machine = match u16_at(bytes, 18).map(elf::Machine) {
+            Some(elf::EM_X86_64) => Machine::X86_64,
+            Some(elf::EM_AARCH64) => Machine::Arm64,
+            _ => return Err(not("neither x86-64 nor arm64")),
+        };
         let header = |at| u64_at(bytes, at).ok_or_else(|| not("header cut off"));
         let (entry, program_headers, section_headers) = (header(24)?, header(32)?, header(40)?);
         let count = u64::from(u16_at(bytes, 56).ok_or_else(|| not("header cut off"))?);
@@ -165,6 +177,7 @@ impl<'a> ElfFile<'a> {
         }
         let mut file = Self {
             bytes,
+            machine,
             entry,
             segments,
             is_cut_off,
@@ -181,6 +194,12 @@ impl<'a> ElfFile<'a> {
             file.section(section_headers, b".eh_frame").and_then(|(at, _)| Frames::without_table(&file, at))
         });
         Ok(file)
+    }
+
+    /// Its instruction set.
+    #[must_use]
+    pub const fn machine(&self) -> Machine {
+        self.machine
     }
 
     /// The name under which the dynamic linker knows it (`libTKBO.so.7`).
@@ -457,13 +476,17 @@ impl<'a> ElfFile<'a> {
         let Some(table) = table.and_then(|table| table.get(usize::try_from(skip).ok()?..)) else {
             return Vec::new();
         };
+        let kinds = match self.machine {
+            Machine::X86_64 => [elf::R_X86_64_JUMP_SLOT.0, elf::R_X86_64_GLOB_DAT.0],
+            Machine::Arm64 => [elf::R_AARCH64_JUMP_SLOT.0, elf::R_AARCH64_GLOB_DAT.0],
+        };
         let mut slots = Vec::new();
         let most = usize::try_from(MOST_RELOCATIONS).unwrap_or(usize::MAX);
         for relocation in table.chunks_exact(usize::try_from(RELA_BYTES).unwrap_or(24)).take(most) {
             let (Some(slot), Some(info)) = (u64_at(relocation, 0), u64_at(relocation, 8)) else { break };
             let kind = low32(info);
             let symbol = u32::try_from(info >> 32).unwrap_or(0);
-            if symbol != 0 && (kind == elf::R_X86_64_JUMP_SLOT.0 || kind == elf::R_X86_64_GLOB_DAT.0) {
+            if symbol != 0 && kinds.contains(&kind) {
                 slots.push((slot, symbol));
             }
         }
@@ -647,7 +670,7 @@ fn array<const N: usize>(bytes: &[u8], at: u64) -> Option<[u8; N]> {
     bytes.get(usize::try_from(at).ok()?..)?.first_chunk().copied()
 }
 
-fn u16_at(bytes: &[u8], at: u64) -> Option<u16> {
+pub(super) fn u16_at(bytes: &[u8], at: u64) -> Option<u16> {
     array(bytes, at).map(u16::from_le_bytes)
 }
 
@@ -969,9 +992,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_x86_64_elf_file_is_refused() {
+    fn what_is_no_elf_file_of_a_known_machine_is_refused() {
         let bytes = three_functions().build();
-        for (at, byte) in [(0, 0), (4, 1), (5, 2), (16, 1), (18, 183)] {
+        for (at, byte) in [(0, 0), (4, 1), (5, 2), (16, 1), (18, 243)] {
             let mut bytes = bytes.clone();
             bytes[at] = byte;
             assert!(matches!(ElfFile::parse(&bytes), Err(Unreadable::NotElf(_))), "{at}");

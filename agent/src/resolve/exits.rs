@@ -4,10 +4,9 @@
 //! jump table entry and landing pad must hit an instruction's first byte: then the instruction boundaries are
 //! certain, and a probe cannot fall into the middle of one. What cannot be decided is refused.
 
-use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
-
-use super::elf::{ElfFile, u32_at, u64_at};
-use super::frames::{Distance, Frame};
+use super::elf::ElfFile;
+use super::frames::Frame;
+use super::instruction::{Flow, Instruction};
 use super::{Unplaceable, Vaddr};
 
 /// Most code of one function with its fragments, in bytes.
@@ -18,20 +17,14 @@ const MOST_PIECES: usize = 64;
 const MOST_LEAVES: usize = 256;
 /// Most jumps, table entries and landing pads of one function.
 const MOST_ARRIVALS: usize = 1 << 16;
-/// Most entries of one jump table.
-const MOST_TABLE_ENTRIES: u64 = 4096;
-/// How far before an indirect jump its table is looked for, in instructions.
-const TABLE_WINDOW: usize = 24;
-/// How far before it the table's address may have been loaded, outside a loop.
-const BASE_WINDOW: usize = 2048;
 /// Largest function that is looked into to see whether it is a fragment that jumps back, in bytes.
 const LARGEST_FRAGMENT_GUESS: u64 = 4096;
 
 /// All code of one function.
 #[derive(Debug)]
-pub(super) struct Body {
+pub(super) struct Body<I> {
     /// The function first, then its fragments.
-    pub(super) pieces: Vec<Piece>,
+    pub(super) pieces: Vec<Piece<I>>,
     /// Where control arrives by other means than falling through, by address.
     pub(super) arrivals: Vec<Arrival>,
     /// Every way out.
@@ -40,11 +33,11 @@ pub(super) struct Body {
 
 /// A stretch of code under one frame description.
 #[derive(Debug)]
-pub(super) struct Piece {
+pub(super) struct Piece<I> {
     /// Its frame.
     pub(super) frame: Frame,
     /// Its instructions, without gaps.
-    pub(super) code: Vec<Instruction>,
+    pub(super) code: Vec<I>,
     /// It belongs to this function alone.
     pub(super) is_own: bool,
 }
@@ -82,7 +75,7 @@ pub(super) enum How {
     TailCallUnknown,
 }
 
-impl Body {
+impl<I: Instruction> Body<I> {
     /// Reads the function that starts at an address.
     pub(super) fn read(file: &ElfFile<'_>, start: Vaddr, size: u64) -> Result<Self, Unplaceable> {
         let frame = file.frames.as_ref().and_then(|frames| frames.at(start.0)).ok_or(Unplaceable::NoFrame)?;
@@ -112,7 +105,7 @@ impl Body {
     /// The instruction that starts at an address, as (piece, instruction).
     pub(super) fn find(&self, vaddr: u64) -> Option<(usize, usize)> {
         let piece = self.pieces.iter().position(|piece| piece.frame.contains(vaddr))?;
-        let index = self.pieces.get(piece)?.code.binary_search_by_key(&vaddr, Instruction::ip).ok()?;
+        let index = self.pieces.get(piece)?.code.binary_search_by_key(&vaddr, I::at).ok()?;
         Some((piece, index))
     }
 
@@ -126,9 +119,9 @@ impl Body {
     /// Whether the function does anything by calling, other than ending the process.
     pub(super) fn calls(&self, file: &ElfFile<'_>) -> bool {
         self.pieces.first().is_some_and(|piece| {
-            piece.code.iter().any(|instruction| match instruction.flow_control() {
-                FlowControl::IndirectCall => true,
-                FlowControl::Call => !gives_up(file, instruction),
+            piece.code.iter().any(|instruction| match instruction.flow() {
+                Flow::IndirectCall => true,
+                Flow::Call(_) => !gives_up(file, instruction),
                 _ => false,
             })
         })
@@ -136,13 +129,13 @@ impl Body {
 }
 
 /// A body while it is read.
-struct Reading<'f, 'a> {
+struct Reading<'f, 'a, I> {
     file: &'f ElfFile<'a>,
-    body: Body,
+    body: Body<I>,
     bytes: u64,
 }
 
-impl Reading<'_, '_> {
+impl<I: Instruction> Reading<'_, '_, I> {
     /// Decodes the code of a frame and adds it.
     fn add(&mut self, frame: Frame, is_own: bool) -> Result<(), Unplaceable> {
         self.bytes = self.bytes.saturating_add(frame.end.saturating_sub(frame.start));
@@ -168,22 +161,20 @@ impl Reading<'_, '_> {
         while let Some(instruction) =
             self.body.pieces.get(piece).and_then(|piece| piece.code.get(index)).copied()
         {
-            let how = match instruction.flow_control() {
-                FlowControl::Return => Some(How::Return),
-                FlowControl::Call => {
+            let how = match instruction.flow() {
+                Flow::Return => Some(How::Return),
+                Flow::Call(to) => {
                     // A call into the body is recursion, or code that nobody compiles.
-                    let to = instruction.near_branch_target();
-                    if is_near(&instruction) && frame.contains(to) && to != frame.start {
+                    if frame.contains(to) && to != frame.start {
                         self.body.arrivals.push(Arrival { at: to, from: None });
                     }
                     None
                 }
-                FlowControl::UnconditionalBranch | FlowControl::ConditionalBranch => {
-                    self.jump(&frame, &instruction)?
-                }
-                FlowControl::IndirectBranch => self.indirect_jump(&frame, piece, index, &instruction)?,
-                FlowControl::XbeginXabortXend => return Err(Unplaceable::Undecodable(instruction.ip())),
-                _ => None,
+                Flow::Jump(to) => self.jump(&frame, &instruction, to, false)?,
+                Flow::Branch(to) => self.jump(&frame, &instruction, to, true)?,
+                Flow::IndirectJump => self.indirect_jump(&frame, piece, index, &instruction)?,
+                Flow::Unknown => return Err(Unplaceable::Undecodable(instruction.at())),
+                Flow::Next | Flow::IndirectCall | Flow::Interrupt | Flow::Stop => None,
             };
             if let Some(how) = how {
                 self.body.leaves.push(Leave { piece, index, how });
@@ -197,19 +188,21 @@ impl Reading<'_, '_> {
     }
 
     /// Follows a direct jump: within the body, into a fragment of it, or out of it.
-    fn jump(&mut self, frame: &Frame, jump: &Instruction) -> Result<Option<How>, Unplaceable> {
-        let (from, to) = (jump.ip(), jump.near_branch_target());
-        if !is_near(jump) {
-            return Err(Unplaceable::Undecodable(from));
-        }
+    fn jump(
+        &mut self,
+        frame: &Frame,
+        jump: &I,
+        to: u64,
+        is_conditional: bool,
+    ) -> Result<Option<How>, Unplaceable> {
+        let from = jump.at();
         if self.covers(to) {
             self.body.arrivals.push(Arrival { at: to, from: Some(from) });
             return Ok(None);
         }
-        let is_conditional = jump.flow_control() == FlowControl::ConditionalBranch;
         let distance = frame.distance(from);
-        let at_slot = distance == Some(Distance::AT_SLOT);
-        if let Some(name) = plt_name(self.file, to) {
+        let at_slot = distance == Some(I::AT_SLOT);
+        if let Some(name) = plt_name::<I>(self.file, to) {
             return match (is_conditional, at_slot) {
                 (false, true) => Ok(Some(How::TailCallByName(name.to_owned()))),
                 (true, _) => Err(Unplaceable::ConditionalTailCall(from)),
@@ -217,6 +210,10 @@ impl Reading<'_, '_> {
             };
         }
         let Some(target) = self.frame_at(to) else {
+            if jump.is_detour(self.file, to) {
+                self.body.arrivals.push(Arrival { at: jump.end(), from: None });
+                return Ok(None);
+            }
             // Assembly without a frame description.
             return if at_slot && !is_conditional && self.file.file_offset(to).is_some() {
                 Ok(Some(How::TailCall(to)))
@@ -245,12 +242,12 @@ impl Reading<'_, '_> {
         frame: &Frame,
         piece: usize,
         index: usize,
-        jump: &Instruction,
+        jump: &I,
     ) -> Result<Option<How>, Unplaceable> {
-        let from = jump.ip();
+        let from = jump.at();
         let before =
             self.body.pieces.get(piece).and_then(|piece| piece.code.get(..index)).unwrap_or_default();
-        if let Some(table) = JumpTable::find(before, jump) {
+        if let Some(table) = I::jump_table(before, jump) {
             let targets = table.targets(self.file, |to| self.body.find(to).is_some());
             if targets.is_empty() {
                 return Err(Unplaceable::IndirectJump(from));
@@ -269,12 +266,10 @@ impl Reading<'_, '_> {
             }
             return Ok(None);
         }
-        if frame.distance(from) != Some(Distance::AT_SLOT) || is_table_like(before, jump) {
+        if frame.distance(from) != Some(I::AT_SLOT) || I::is_table_like(before, jump) {
             return Err(Unplaceable::IndirectJump(from));
         }
-        let name = (jump.is_ip_rel_memory_operand())
-            .then(|| self.file.slot_name(jump.ip_rel_memory_address()))
-            .flatten();
+        let name = jump.slot().and_then(|slot| self.file.slot_name(slot));
         Ok(Some(name.map_or(How::TailCallUnknown, |name| How::TailCallByName(name.to_owned()))))
     }
 
@@ -294,57 +289,32 @@ impl Reading<'_, '_> {
             return false;
         }
         let starts: Vec<u64> = self.body.pieces.iter().map(|piece| piece.frame.start).collect();
-        decode(self.file, target).is_ok_and(|code| {
-            code.iter().any(|instruction| {
-                let to = instruction.near_branch_target();
-                instruction.is_jmp_short_or_near() | instruction.is_jcc_short_or_near()
-                    && self.covers(to)
-                    && !starts.contains(&to)
+        decode::<I>(self.file, target).is_ok_and(|code| {
+            code.iter().any(|instruction| match instruction.flow() {
+                Flow::Jump(to) | Flow::Branch(to) => self.covers(to) && !starts.contains(&to),
+                _ => false,
             })
         })
     }
 }
 
 /// Decodes all code of a frame.
-fn decode(file: &ElfFile<'_>, frame: &Frame) -> Result<Vec<Instruction>, Unplaceable> {
+fn decode<I: Instruction>(file: &ElfFile<'_>, frame: &Frame) -> Result<Vec<I>, Unplaceable> {
     let length = frame.end.saturating_sub(frame.start);
     if length > MOST_CODE_BYTES {
         return Err(Unplaceable::TooLarge(length));
     }
-    let bytes = file.code(frame.start, frame.end).ok_or(Unplaceable::NotCode)?;
-    let mut code = Vec::with_capacity(bytes.len() / 3);
-    for instruction in Decoder::with_ip(64, bytes, frame.start, DecoderOptions::NONE) {
-        if instruction.is_invalid() {
-            return Err(Unplaceable::Undecodable(instruction.ip()));
-        }
-        code.push(instruction);
-    }
-    Ok(code)
-}
-
-fn is_near(jump: &Instruction) -> bool {
-    jump.op0_kind() == OpKind::NearBranch64
+    I::decode(file.code(frame.start, frame.end).ok_or(Unplaceable::NotCode)?, frame.start)
 }
 
 /// The symbol that a PLT stub at an address jumps to.
-pub(super) fn plt_name<'a>(file: &ElfFile<'a>, vaddr: u64) -> Option<&'a str> {
-    let bytes = file.code(vaddr, vaddr.checked_add(16)?)?;
-    // endbr64, f2 (bnd) and ff 25 are all that a stub starts with: most targets are told by their first byte.
-    if !matches!(bytes.first(), Some(0xf2 | 0xf3 | 0xff)) {
-        return None;
-    }
-    let jump = Decoder::with_ip(64, bytes, vaddr, DecoderOptions::NONE)
-        .into_iter()
-        .take(2)
-        .find(|instruction| instruction.code() != Code::Endbr64)?;
-    if jump.code() != Code::Jmp_rm64 || !jump.is_ip_rel_memory_operand() {
-        return None;
-    }
-    file.slot_name(jump.ip_rel_memory_address())
+fn plt_name<'a, I: Instruction>(file: &ElfFile<'a>, vaddr: u64) -> Option<&'a str> {
+    let code = file.code(vaddr, vaddr.checked_add(16)?)?;
+    file.slot_name(I::stub_slot(code, vaddr)?)
 }
 
 /// Whether a call ends the process: the stack protector's, or a failed assertion. A call that throws does not.
-pub(super) fn gives_up(file: &ElfFile<'_>, call: &Instruction) -> bool {
+pub(super) fn gives_up<I: Instruction>(file: &ElfFile<'_>, call: &I) -> bool {
     const NAMES: [&str; 6] = [
         "__stack_chk_fail",
         "__stack_chk_fail_local",
@@ -353,196 +323,25 @@ pub(super) fn gives_up(file: &ElfFile<'_>, call: &Instruction) -> bool {
         "__chk_fail",
         "_ZSt9terminatev",
     ];
-    let name = match call.flow_control() {
-        FlowControl::Call if is_near(call) => {
-            let to = call.near_branch_target();
-            plt_name(file, to).or_else(|| file.name_at(Vaddr(to)))
-        }
-        FlowControl::IndirectCall if call.is_ip_rel_memory_operand() => {
-            file.slot_name(call.ip_rel_memory_address())
-        }
+    let name = match call.flow() {
+        Flow::Call(to) => plt_name::<I>(file, to).or_else(|| file.name_at(Vaddr(to))),
+        Flow::IndirectCall => call.slot().and_then(|slot| file.slot_name(slot)),
         _ => None,
     };
     name.is_some_and(|name| NAMES.contains(&name))
 }
 
-/// A jump table: where it lies and how its entries name their targets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct JumpTable {
-    at: u64,
-    /// Entries are 32-bit distances from the table; otherwise 64-bit addresses.
-    is_relative: bool,
-    /// Number of entries, if a comparison before the jump tells.
-    count: Option<u64>,
-}
-
-impl JumpTable {
-    /// Recognises GCC's and Clang's forms: `lea t,[rip+table]; movsxd r,[t+i*4]; add r,t; jmp r` in
-    /// position-independent code, `jmp [table+i*8]` or a load of that otherwise.
-    fn find(before: &[Instruction], jump: &Instruction) -> Option<Self> {
-        if jump.op0_kind() == OpKind::Memory {
-            return Self::absolute(before, jump);
-        }
-        let register = jump.op0_register();
-        let window = straight(before);
-        let writer = window.iter().rposition(|instruction| writes(instruction, register))?;
-        let (earlier, writer) = (window.get(..writer)?, window.get(writer)?);
-        if writer.mnemonic() == Mnemonic::Mov && writer.op1_kind() == OpKind::Memory {
-            return Self::absolute(earlier, writer);
-        }
-        if writer.mnemonic() != Mnemonic::Add || writer.op1_kind() != OpKind::Register {
-            return None;
-        }
-        let summands = [register, writer.op1_register()];
-        let load = earlier.iter().rfind(|instruction| {
-            instruction.mnemonic() == Mnemonic::Movsxd && summands.contains(&instruction.op0_register())
-        });
-        let Some(load) = load else { return Self::unoptimised(earlier, summands) };
-        let base = load.memory_base();
-        if load.op1_kind() != OpKind::Memory
-            || load.memory_index_scale() != 4
-            || load.memory_displacement64() != 0
-        {
-            return None;
-        }
-        // The base may have been loaded long before, outside a loop; its entries tell whether it was this one.
-        let table = before.iter().rev().take(BASE_WINDOW).find(|instruction| {
-            instruction.mnemonic() == Mnemonic::Lea && instruction.op0_register() == base
-        })?;
-        let at = table.is_ip_rel_memory_operand().then(|| table.ip_rel_memory_address())?;
-        Some(Self { at, is_relative: true, count: bound(window, load.memory_index()) })
-    }
-
-    /// What `-O0` makes of it: `mov eax,[table+i*4]; cdqe; lea rdx,[rip+table]; add rax,rdx; jmp rax`.
-    fn unoptimised(window: &[Instruction], summands: [Register; 2]) -> Option<Self> {
-        let extended = window.iter().rposition(|instruction| instruction.mnemonic() == Mnemonic::Cdqe)?;
-        let table = window.get(extended..)?.iter().rfind(|instruction| {
-            instruction.mnemonic() == Mnemonic::Lea
-                && instruction.is_ip_rel_memory_operand()
-                && summands.contains(&instruction.op0_register())
-        })?;
-        let count = bound(window, Register::None);
-        Some(Self { at: table.ip_rel_memory_address(), is_relative: true, count })
-    }
-
-    fn absolute(before: &[Instruction], load: &Instruction) -> Option<Self> {
-        if load.memory_base() != Register::None
-            || load.memory_index() == Register::None
-            || load.memory_index_scale() != 8
-        {
-            return None;
-        }
-        let window = straight(before);
-        Some(Self {
-            at: load.memory_displacement64(),
-            is_relative: false,
-            count: bound(window, load.memory_index()),
-        })
-    }
-
-    /// Where it leads. Without a known count, as far as its entries are instructions of the body.
-    fn targets(self, file: &ElfFile<'_>, is_instruction: impl Fn(u64) -> bool) -> Vec<u64> {
-        let Some(bytes) = file.bytes_at(self.at) else { return Vec::new() };
-        let mut targets = Vec::new();
-        for index in 0..self.count.unwrap_or(MOST_TABLE_ENTRIES).min(MOST_TABLE_ENTRIES) {
-            let target = if self.is_relative {
-                u32_at(bytes, index * 4)
-                    .map(|entry| self.at.wrapping_add_signed(i64::from(entry.cast_signed())))
-            } else {
-                u64_at(bytes, index * 8)
-            };
-            match target {
-                Some(target) if self.count.is_some() || is_instruction(target) => targets.push(target),
-                _ => break,
-            }
-        }
-        targets.sort_unstable();
-        targets.dedup();
-        targets
-    }
-}
-
-/// The last instructions that run one after another before a jump, conditional jumps out of them aside.
-fn straight(before: &[Instruction]) -> &[Instruction] {
-    let window = before.get(before.len().saturating_sub(TABLE_WINDOW)..).unwrap_or_default();
-    let start = window.iter().rposition(|instruction| !falls_through(instruction)).map_or(0, |last| last + 1);
-    window.get(start..).unwrap_or_default()
-}
-
-/// Whether the next instruction can follow an instruction.
-pub(super) fn falls_through(instruction: &Instruction) -> bool {
-    !matches!(
-        instruction.flow_control(),
-        FlowControl::UnconditionalBranch
-            | FlowControl::IndirectBranch
-            | FlowControl::Return
-            | FlowControl::Exception
-    )
-}
-
-/// Number of table entries, from the last comparison of the index before the jump: `cmp index, last; ja default`.
-fn bound(window: &[Instruction], index: Register) -> Option<u64> {
-    let at = window.iter().rposition(|instruction| {
-        instruction.mnemonic() == Mnemonic::Cmp && instruction.op1_kind() != OpKind::Register
-    })?;
-    let compare = window.get(at)?;
-    let is_guarded =
-        window.get(at + 1..)?.iter().any(|instruction| matches!(instruction.mnemonic(), Mnemonic::Ja));
-    let compared = compare.op0_kind() == OpKind::Memory || same_register(compare.op0_register(), index) || {
-        // The index may have been moved, for instance by `mov eax, edi` or `movzx eax, al`.
-        window.get(at + 1..)?.iter().any(|instruction| {
-            instruction.op0_kind() == OpKind::Register
-                && same_register(instruction.op0_register(), index)
-                && instruction.op1_kind() == OpKind::Register
-                && same_register(instruction.op1_register(), compare.op0_register())
-        })
-    };
-    (is_guarded && compared && compare.try_immediate(1).is_ok())
-        .then(|| compare.immediate(1).checked_add(1))?
-        .filter(|count| *count <= MOST_TABLE_ENTRIES)
-}
-
-fn same_register(one: Register, other: Register) -> bool {
-    one.full_register() == other.full_register()
-}
-
-fn writes(instruction: &Instruction, register: Register) -> bool {
-    instruction.op_count() > 0
-        && instruction.op0_kind() == OpKind::Register
-        && same_register(instruction.op0_register(), register)
-        && !matches!(instruction.mnemonic(), Mnemonic::Cmp | Mnemonic::Test | Mnemonic::Push)
-}
-
-/// Whether an indirect jump looks like that of a jump table, though the table was not found.
-fn is_table_like(before: &[Instruction], jump: &Instruction) -> bool {
-    if jump.op0_kind() == OpKind::Memory {
-        return jump.memory_index_scale() == 8 || is_notrack(jump);
-    }
-    let register = jump.op0_register();
-    let window = straight(before);
-    let writer = window.iter().rfind(|instruction| writes(instruction, register));
-    is_notrack(jump)
-        || writer.is_some_and(|writer| {
-            matches!(writer.mnemonic(), Mnemonic::Add | Mnemonic::Sub)
-                && writer.op1_kind() == OpKind::Register
-                || writer.op1_kind() == OpKind::Memory && writer.memory_index_scale() == 8
-        })
-}
-
-/// GCC marks the jumps of its jump tables so when it protects indirect jumps (`-fcf-protection`).
-fn is_notrack(jump: &Instruction) -> bool {
-    jump.segment_prefix() == Register::DS
-}
-
 #[cfg(test)]
 mod tests {
+    use iced_x86::Instruction as X86;
+
     use super::super::elf::fixture::{CODE, Fixture, GOT, PLT, STRIDE, cfa, word};
     use super::*;
 
     fn ways(fixture: &Fixture) -> Result<Vec<(u64, How)>, Unplaceable> {
         let bytes = fixture.build();
         let file = ElfFile::parse(&bytes).unwrap();
-        let body = Body::read(&file, Vaddr(CODE), file.find("a").unwrap().size)?;
+        let body = Body::<X86>::read(&file, Vaddr(CODE), file.find("a").unwrap().size)?;
         let at = |leave: &Leave| body.pieces[leave.piece].code[leave.index].ip();
         Ok(body.leaves.iter().map(|leave| (at(leave), leave.how.clone())).collect())
     }
@@ -648,7 +447,7 @@ mod tests {
         assert_eq!(ways(&switch([CODE + 22, 0x10])), Err(Unplaceable::IndirectJump(CODE + 19)));
         let bytes = switch([CODE + 22, CODE + 23]).build();
         let file = ElfFile::parse(&bytes).unwrap();
-        let body = Body::read(&file, Vaddr(CODE), 0).unwrap();
+        let body = Body::<X86>::read(&file, Vaddr(CODE), 0).unwrap();
         assert_eq!(body.arrivals_at(CODE + 23), [Arrival { at: CODE + 23, from: None }]);
     }
 
@@ -657,7 +456,7 @@ mod tests {
         let table = [0xff, 0xff, 0x01, 4, 0, 1, 1, 0];
         let bytes = a(&[0x90, 0xc3], &[]).exceptions(0, 0x1f00).data(0x1f00, &table).build();
         let file = ElfFile::parse(&bytes).unwrap();
-        let body = Body::read(&file, Vaddr(CODE), 2).unwrap();
+        let body = Body::<X86>::read(&file, Vaddr(CODE), 2).unwrap();
         assert_eq!(body.arrivals, [Arrival { at: CODE + 1, from: None }]);
     }
 }

@@ -11,16 +11,16 @@
 //! callee is part of the operation is decided by [`FollowPolicy`]; followed callees are observed at their own exits
 //! ([`Edge::TailLeave`]), where the slot is the same.
 
-use cadscope_common::cookie::{Base, Edge, RETURN_NOT_FINAL};
-use iced_x86::{
-    Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
-    Register,
-};
+use std::marker::PhantomData;
 
-use super::elf::{ElfFile, Symbol};
-use super::exits::{Body, How, Leave, Piece, falls_through, gives_up};
-use super::frames::{Distance, Frame};
+use super::a64::Word;
+use super::elf::{ElfFile, Machine, Symbol};
+use super::exits::{Body, How, Leave, Piece, gives_up};
+use super::frames::Distance;
+use super::instruction::{Flow, Instruction};
 use super::{Exit, Site, SiteClass, Sites, Unplaceable, Vaddr};
+use cadscope_common::cookie::{Edge, RETURN_NOT_FINAL};
+use iced_x86::Instruction as X86;
 
 /// How far into a function its entry is looked for, in instructions.
 const ENTRY_WINDOW: usize = 12;
@@ -93,16 +93,10 @@ impl ElfFile<'_> {
         probed: &[Vaddr],
     ) -> Result<Sites, Unplaceable> {
         let function = self.function(symbol)?;
-        let mut placing = Placing::new(self, follow, placement);
-        placing.probed = probed;
-        let body = placing.read(function.vaddr, function.size)?;
-        let entry = placing.entry(&body)?;
-        placing.leave(&body, None, 0)?;
-        let mut exits = placing.exits;
-        exits.sort_by_key(|(site, _)| site.vaddr);
-        exits.dedup_by_key(|(site, _)| site.vaddr);
-        let follows = exits.iter().any(|(_, exit)| matches!(exit, Exit::Followed(_)));
-        Ok(Sites { entry, exits, tail_calls: follows || placing.goes_on })
+        match self.machine {
+            Machine::X86_64 => Placing::<X86>::new(self, follow, placement, probed).place(function),
+            Machine::Arm64 => Placing::<Word>::new(self, follow, placement, probed).place(function),
+        }
     }
 
     /// The entry alone, for a function whose end is of no interest (`__cxa_begin_catch`, `longjmp`). Unlike
@@ -112,21 +106,11 @@ impl ElfFile<'_> {
     /// If the function is not here, or its first instruction cannot be probed.
     pub fn entry(&self, symbol: &str) -> Result<Site, Unplaceable> {
         let function = self.function(symbol)?;
-        let placing = Placing::new(self, FollowPolicy::Never, Placement::Cheapest);
-        if let Ok(body) = Body::read(self, function.vaddr, function.size) {
-            return placing.entry(&body);
+        let (follow, placement) = (FollowPolicy::Never, Placement::Cheapest);
+        match self.machine {
+            Machine::X86_64 => Placing::<X86>::new(self, follow, placement, &[]).entry_of(function),
+            Machine::Arm64 => Placing::<Word>::new(self, follow, placement, &[]).entry_of(function),
         }
-        let bytes = self.bytes_at(function.vaddr.0).ok_or(Unplaceable::NotCode)?;
-        let bytes = bytes.get(..bytes.len().min(32)).unwrap_or(bytes);
-        let first = Decoder::with_ip(64, bytes, function.vaddr.0, DecoderOptions::NONE)
-            .into_iter()
-            .take(2)
-            .find(|instruction| instruction.mnemonic() != Mnemonic::Endbr64)
-            .filter(|instruction| !instruction.is_invalid())
-            .ok_or(Unplaceable::Undecodable(function.vaddr.0))?;
-        placing
-            .site(&first, Edge::Enter, Distance::AT_SLOT, RETURN_NOT_FINAL)
-            .ok_or(Unplaceable::Unprobeable(first.ip()))
     }
 
     fn function(&self, symbol: &str) -> Result<Symbol, Unplaceable> {
@@ -139,7 +123,7 @@ impl ElfFile<'_> {
 }
 
 /// A function while it is placed.
-struct Placing<'f, 'a> {
+struct Placing<'f, 'a, I> {
     file: &'f ElfFile<'a>,
     follow: FollowPolicy,
     placement: Placement,
@@ -152,6 +136,7 @@ struct Placing<'f, 'a> {
     seen: Vec<u64>,
     /// How many functions may still be read.
     bodies_left: usize,
+    instructions: PhantomData<I>,
 }
 
 /// Where a tail call goes.
@@ -165,21 +150,49 @@ struct Callee {
     is_elsewhere: bool,
 }
 
-impl<'f, 'a> Placing<'f, 'a> {
-    fn new(file: &'f ElfFile<'a>, follow: FollowPolicy, placement: Placement) -> Self {
+impl<'f, 'a, I: Instruction> Placing<'f, 'a, I> {
+    const fn new(
+        file: &'f ElfFile<'a>,
+        follow: FollowPolicy,
+        placement: Placement,
+        probed: &'f [Vaddr],
+    ) -> Self {
         Self {
             file,
             follow,
             placement,
-            probed: &[],
+            probed,
             exits: Vec::new(),
             goes_on: false,
             seen: Vec::new(),
             bodies_left: MOST_BODIES,
+            instructions: PhantomData,
         }
     }
 
-    fn read(&mut self, start: Vaddr, size: u64) -> Result<Body, Unplaceable> {
+    fn place(mut self, function: Symbol) -> Result<Sites, Unplaceable> {
+        let body = self.read(function.vaddr, function.size)?;
+        let entry = self.entry(&body)?;
+        self.leave(&body, None, 0)?;
+        let mut exits = self.exits;
+        exits.sort_by_key(|(site, _)| site.vaddr);
+        exits.dedup_by_key(|(site, _)| site.vaddr);
+        let follows = exits.iter().any(|(_, exit)| matches!(exit, Exit::Followed(_)));
+        Ok(Sites { entry, exits, tail_calls: follows || self.goes_on })
+    }
+
+    fn entry_of(&self, function: Symbol) -> Result<Site, Unplaceable> {
+        if let Ok(body) = Body::read(self.file, function.vaddr, function.size) {
+            return self.entry(&body);
+        }
+        let bytes = self.file.bytes_at(function.vaddr.0).ok_or(Unplaceable::NotCode)?;
+        let bytes = bytes.get(..bytes.len().min(32)).unwrap_or(bytes);
+        let first = I::first(bytes, function.vaddr.0).ok_or(Unplaceable::Undecodable(function.vaddr.0))?;
+        self.site(&first, Edge::Enter, I::AT_SLOT, RETURN_NOT_FINAL)
+            .ok_or(Unplaceable::Unprobeable(first.at()))
+    }
+
+    fn read(&mut self, start: Vaddr, size: u64) -> Result<Body<I>, Unplaceable> {
         self.bodies_left = self.bodies_left.checked_sub(1).ok_or(Unplaceable::TooLarge(size))?;
         self.seen.push(start.0);
         Body::read(self.file, start, size)
@@ -187,34 +200,34 @@ impl<'f, 'a> Placing<'f, 'a> {
 
     /// The entry: the first emulated instruction that is reached in a straight line from the first one while
     /// arguments and objects are as the caller left them; otherwise the first instruction.
-    fn entry(&self, body: &Body) -> Result<Site, Unplaceable> {
+    fn entry(&self, body: &Body<I>) -> Result<Site, Unplaceable> {
         let piece = body.pieces.first().ok_or(Unplaceable::NoFrame)?;
         let first = piece.code.first().ok_or(Unplaceable::NoFrame)?;
-        let mut factory = InstructionInfoFactory::new();
+        let mut scratch = I::Scratch::default();
         let mut fallback = None;
-        if body.arrivals_at(first.ip()).is_empty() {
+        if body.arrivals_at(first.at()).is_empty() {
             for (index, instruction) in piece.code.iter().take(ENTRY_WINDOW).enumerate() {
-                if index > 0 && !body.arrivals_at(instruction.ip()).is_empty() {
+                if index > 0 && !body.arrivals_at(instruction.at()).is_empty() {
                     break;
                 }
-                if let Some(distance) = piece.frame.distance(instruction.ip())
+                if let Some(distance) = piece.frame.distance(instruction.at())
                     && let Some(site) = self.site(instruction, Edge::Enter, distance, RETURN_NOT_FINAL)
                 {
                     if site.class == SiteClass::Emulated {
                         return Ok(site);
                     }
-                    // `endbr64` itself only if nothing better follows.
-                    if fallback.is_none() || index == 1 && first.mnemonic() == Mnemonic::Endbr64 {
+                    // A mark itself only if nothing better follows.
+                    if fallback.is_none() || index == 1 && first.is_mark() {
                         fallback = Some(site);
                     }
                 }
-                if !keeps_arguments(&mut factory, &piece.frame, instruction) {
+                if !instruction.keeps_arguments(&mut scratch, &piece.frame) {
                     break;
                 }
             }
-            let no_site = match piece.frame.distance(first.ip()) {
-                Some(_) => Unplaceable::Unprobeable(first.ip()),
-                None => Unplaceable::NoDistance(first.ip()),
+            let no_site = match piece.frame.distance(first.at()) {
+                Some(_) => Unplaceable::Unprobeable(first.at()),
+                None => Unplaceable::NoDistance(first.at()),
             };
             return fallback.ok_or(no_site);
         }
@@ -222,7 +235,7 @@ impl<'f, 'a> Placing<'f, 'a> {
     }
 
     /// Takes the exits of a body; those of a followed callee under its name.
-    fn leave(&mut self, body: &Body, followed: Option<&str>, depth: usize) -> Result<(), Unplaceable> {
+    fn leave(&mut self, body: &Body<I>, followed: Option<&str>, depth: usize) -> Result<(), Unplaceable> {
         let hides_work = !body.leaves.iter().any(|leave| leave.how == How::Return) && !body.calls(self.file);
         for leave in &body.leaves {
             let Some(piece) = body.pieces.get(leave.piece) else { continue };
@@ -261,8 +274,8 @@ impl<'f, 'a> Placing<'f, 'a> {
             }
             let jump = piece.code.get(leave.index).ok_or(Unplaceable::NoExit)?;
             let site = self
-                .site(jump, edge, Distance::AT_SLOT, RETURN_NOT_FINAL)
-                .ok_or(Unplaceable::Unprobeable(jump.ip()))?;
+                .site(jump, edge, I::AT_SLOT, RETURN_NOT_FINAL)
+                .ok_or(Unplaceable::Unprobeable(jump.at()))?;
             self.exits.push((site, name(Exit::TailCall(callee.name))));
         }
         Ok(())
@@ -327,28 +340,31 @@ impl<'f, 'a> Placing<'f, 'a> {
     }
 
     /// The site that marks a `ret`: the nearest emulated instruction before it that always leads to it, or itself.
-    fn exit(&self, body: &Body, piece: &Piece, leave: &Leave, edge: Edge) -> Result<Site, Unplaceable> {
+    fn exit(&self, body: &Body<I>, piece: &Piece<I>, leave: &Leave, edge: Edge) -> Result<Site, Unplaceable> {
         let ret = piece.code.get(leave.index).ok_or(Unplaceable::NoExit)?;
-        if piece.frame.distance(ret.ip()) != Some(Distance::AT_SLOT) {
-            return Err(Unplaceable::NoDistance(ret.ip()));
+        if piece.frame.distance(ret.at()) != Some(I::AT_SLOT) {
+            return Err(Unplaceable::NoDistance(ret.at()));
         }
-        if let Some(site) = self.early_exit(body, piece, leave, edge) {
+        let site = self.site(ret, edge, I::AT_SLOT, 0);
+        if let Some(site) = site
+            && site.class == SiteClass::Emulated
+        {
             return Ok(site);
         }
-        self.site(ret, edge, Distance::AT_SLOT, 0).ok_or(Unplaceable::Unprobeable(ret.ip()))
+        self.early_exit(body, piece, leave, edge).or(site).ok_or(Unplaceable::Unprobeable(ret.at()))
     }
 
-    fn early_exit(&self, body: &Body, piece: &Piece, leave: &Leave, edge: Edge) -> Option<Site> {
-        let mut factory = InstructionInfoFactory::new();
+    fn early_exit(&self, body: &Body<I>, piece: &Piece<I>, leave: &Leave, edge: Edge) -> Option<Site> {
+        let mut scratch = I::Scratch::default();
         // The register that holds, before the instruction last looked at, what will be returned.
-        let mut value = Some(Register::RAX);
+        let mut value = Some(0);
         let (mut at, mut piece, mut index) = (piece.code.get(leave.index)?, piece, leave.index);
         for _ in 0..EXIT_WINDOW {
             // Step back to the only instruction from which this one is reached.
             let previous = index.checked_sub(1).and_then(|index| piece.code.get(index));
             let previous =
-                previous.filter(|previous| falls_through(previous) && !gives_up(self.file, previous));
-            let (instruction, jumped) = match (body.arrivals_at(at.ip()), previous) {
+                previous.filter(|previous| previous.falls_through() && !gives_up(self.file, *previous));
+            let (instruction, jumped) = match (body.arrivals_at(at.at()), previous) {
                 ([], Some(previous)) => {
                     index -= 1;
                     (previous, false)
@@ -361,21 +377,15 @@ impl<'f, 'a> Placing<'f, 'a> {
                 }
                 _ => return None,
             };
-            match instruction.flow_control() {
-                FlowControl::Next => {
-                    if !keeps_objects(&mut factory, &piece.frame, instruction) {
-                        return None;
-                    }
-                    value = value.and_then(|register| value_before(&mut factory, instruction, register));
-                }
-                FlowControl::UnconditionalBranch => {}
-                FlowControl::ConditionalBranch if self.otherwise_gives_up(body, piece, index, jumped) => {}
+            match instruction.flow() {
+                Flow::Next => value = instruction.before(&mut scratch, &piece.frame, value)?,
+                Flow::Jump(_) => {}
+                Flow::Branch(_) if self.otherwise_gives_up(body, piece, index, jumped) => {}
                 _ => return None,
             }
-            let register =
-                value.map_or(RETURN_NOT_FINAL, |register| u8::try_from(register.number()).unwrap_or(0));
+            let register = value.unwrap_or(RETURN_NOT_FINAL);
             if (self.placement == Placement::Cheapest || register != RETURN_NOT_FINAL)
-                && let Some(distance) = piece.frame.distance(instruction.ip())
+                && let Some(distance) = piece.frame.distance(instruction.at())
                 && let Some(site) = self.site(instruction, edge, distance, register)
                 && site.class == SiteClass::Emulated
             {
@@ -387,36 +397,27 @@ impl<'f, 'a> Placing<'f, 'a> {
     }
 
     /// Whether the way that a conditional jump does not take towards the exit ends the process.
-    fn otherwise_gives_up(&self, body: &Body, piece: &Piece, index: usize, jumped: bool) -> bool {
-        let other = if jumped {
-            piece.code.get(index + 1).and_then(|next| body.find(next.ip()))
-        } else {
-            piece.code.get(index).and_then(|jump| body.find(jump.near_branch_target()))
+    fn otherwise_gives_up(&self, body: &Body<I>, piece: &Piece<I>, index: usize, jumped: bool) -> bool {
+        let other = match piece.code.get(index).map(|jump| (jump.end(), jump.flow())) {
+            Some((next, _)) if jumped => body.find(next),
+            Some((_, Flow::Branch(to))) => body.find(to),
+            _ => None,
         };
         let Some((other_piece, other_index)) = other else { return false };
         let code =
             body.pieces.get(other_piece).and_then(|piece| piece.code.get(other_index..)).unwrap_or_default();
         for instruction in code.iter().take(GIVE_UP_WINDOW) {
-            match instruction.flow_control() {
-                FlowControl::Next => {}
-                FlowControl::Call | FlowControl::IndirectCall => {
-                    return gives_up(self.file, instruction);
-                }
+            match instruction.flow() {
+                Flow::Next => {}
+                Flow::Call(_) | Flow::IndirectCall => return gives_up(self.file, instruction),
                 _ => return false,
             }
         }
         false
     }
 
-    fn site(
-        &self,
-        instruction: &Instruction,
-        edge: Edge,
-        distance: Distance,
-        return_register: u8,
-    ) -> Option<Site> {
-        let vaddr = instruction.ip();
-        let bytes = self.file.code(vaddr, instruction.next_ip())?;
+    fn site(&self, instruction: &I, edge: Edge, distance: Distance, return_register: u8) -> Option<Site> {
+        let vaddr = instruction.at();
         Some(Site {
             offset: self.file.file_offset(vaddr)?,
             vaddr: Vaddr(vaddr),
@@ -424,7 +425,7 @@ impl<'f, 'a> Placing<'f, 'a> {
             base: distance.base,
             distance: distance.bytes,
             return_register,
-            class: class_of(bytes)?,
+            class: instruction.class(self.file)?,
         })
     }
 }
@@ -439,106 +440,6 @@ fn is_ending(name: &str) -> bool {
         || name.ends_with("D2Ev")
         || name.ends_with("4DoneEv")
         || name.ends_with("7NotDoneEv")
-}
-
-/// Whether after an instruction the argument registers and all memory but the own frame are as before, and the next
-/// instruction follows.
-fn keeps_arguments(factory: &mut InstructionInfoFactory, frame: &Frame, instruction: &Instruction) -> bool {
-    const ARGUMENTS: [Register; 6] =
-        [Register::RDI, Register::RSI, Register::RDX, Register::RCX, Register::R8, Register::R9];
-    instruction.flow_control() == FlowControl::Next
-        && keeps_objects(factory, frame, instruction)
-        && factory
-            .info(instruction)
-            .used_registers()
-            .iter()
-            .all(|used| !is_write(used.access()) || !ARGUMENTS.contains(&used.register().full_register()))
-}
-
-/// Whether an instruction writes no memory but the own frame: through rsp, or through rbp where that holds the frame
-/// and is not used for anything else.
-fn keeps_objects(factory: &mut InstructionInfoFactory, frame: &Frame, instruction: &Instruction) -> bool {
-    let has_frame_pointer =
-        || frame.distance(instruction.ip()).is_some_and(|distance| distance.base == Base::FramePointer);
-    factory.info(instruction).used_memory().iter().all(|used| {
-        !is_write(used.access())
-            || used.base() == Register::RSP
-            || used.base() == Register::RBP && used.index() == Register::None && has_frame_pointer()
-    })
-}
-
-/// Where the value of a register was before an instruction; none if the instruction made it.
-fn value_before(
-    factory: &mut InstructionInfoFactory,
-    instruction: &Instruction,
-    register: Register,
-) -> Option<Register> {
-    let is_written = factory
-        .info(instruction)
-        .used_registers()
-        .iter()
-        .any(|used| is_write(used.access()) && used.register().full_register() == register);
-    if !is_written {
-        return Some(register);
-    }
-    let is_move = instruction.mnemonic() == Mnemonic::Mov
-        && instruction.op0_kind() == OpKind::Register
-        && instruction.op1_kind() == OpKind::Register
-        && instruction.op0_register().size() >= 4
-        && instruction.op0_register().full_register() == register
-        && instruction.op1_register().is_gpr();
-    is_move.then(|| instruction.op1_register().full_register())
-}
-
-fn is_write(access: OpAccess) -> bool {
-    !matches!(access, OpAccess::None | OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess)
-}
-
-/// How the kernel runs an instruction under a probe; none if it refuses to probe it, or should.
-///
-/// After `branch_setup_xol_ops`, `push_setup_xol_ops`, `is_prefix_bad` and `good_insns_64` of
-/// arch/x86/kernel/uprobes.c (Linux 5.15 to 6.18).
-fn class_of(bytes: &[u8]) -> Option<SiteClass> {
-    const NOPS: [&[u8]; 9] = [
-        &[0x90],
-        &[0x66, 0x90],
-        &[0x0f, 0x1f, 0x00],
-        &[0x0f, 0x1f, 0x40, 0x00],
-        &[0x0f, 0x1f, 0x44, 0x00, 0x00],
-        &[0x66, 0x0f, 0x1f, 0x44, 0x00, 0x00],
-        &[0x0f, 0x1f, 0x80, 0x00, 0x00, 0x00, 0x00],
-        &[0x0f, 0x1f, 0x84, 0x00, 0x00, 0x00, 0x00, 0x00],
-        &[0x66, 0x0f, 0x1f, 0x84, 0x00, 0x00, 0x00, 0x00, 0x00],
-    ];
-    if NOPS.contains(&bytes) {
-        return Some(SiteClass::Emulated);
-    }
-    let prefixes = bytes.iter().take_while(|byte| {
-        matches!(byte, 0x66 | 0x67 | 0xf2 | 0xf3 | 0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0xf0)
-    });
-    let (prefixes, rest) = bytes.split_at_checked(prefixes.count())?;
-    if prefixes.iter().any(|prefix| matches!(prefix, 0x26 | 0x2e | 0x36 | 0x3e | 0xf0)) {
-        return None;
-    }
-    let (rex, opcode) = match rest {
-        [rex @ 0x40..=0x4f, rest @ ..] => (Some(*rex), rest),
-        rest => (None, rest),
-    };
-    let (first, second) = (*opcode.first()?, opcode.get(1).copied());
-    let is_branch =
-        matches!((first, second), (0xe8 | 0xe9 | 0xeb | 0x70..=0x7f, _) | (0x0f, Some(0x80..=0x8f)));
-    match first {
-        // Intel and AMD differ in what a 16-bit near branch is.
-        _ if is_branch => (!prefixes.contains(&0x66)).then_some(SiteClass::Emulated),
-        // The kernel takes `xchg r8, rax` for a `nop`.
-        0x90 => rex.is_none_or(|rex| rex & 1 == 0).then_some(SiteClass::Emulated),
-        0x50..=0x57 if prefixes.is_empty() && matches!(rex, None | Some(0x41)) => Some(SiteClass::Emulated),
-        // Breakpoints, port I/O, interrupt control, EVEX: not on the kernel's list.
-        0xcc..=0xcf | 0x62 | 0x6c..=0x6f | 0xe4..=0xe7 | 0xec..=0xef | 0xf1 | 0xf4 | 0xfa | 0xfb => None,
-        // `mov ss`, `pop ss` hold off the trap by which a step ends.
-        0x8e | 0x17 => None,
-        _ => Some(SiteClass::SingleStep),
-    }
 }
 
 #[cfg(test)]
@@ -627,7 +528,7 @@ mod tests {
         assert_eq!((site.vaddr, site.distance, site.return_register), (Vaddr(CODE + 7), 24, 0));
         assert_eq!(
             (site.class, site.edge, site.base),
-            (SiteClass::Emulated, Edge::Leave, Base::StackPointer)
+            (SiteClass::Emulated, Edge::Leave, cadscope_common::cookie::Base::StackPointer)
         );
         assert_eq!(site.offset.0, site.vaddr.0);
     }
@@ -877,45 +778,6 @@ mod tests {
         let endless = a.clone().function("b", &jump(b, c), &[]).function("c", &jump(c, b), &[]);
         assert!(place(&endless).unwrap().exits.is_empty());
         assert_eq!(place(&a.function("b", &or_return(b, CODE), &[])), Err(Unplaceable::EntryRepeats));
-    }
-
-    #[test]
-    fn classes_are_the_kernels() {
-        use SiteClass::{Emulated, SingleStep};
-        for (bytes, class) in [
-            (&[0x55][..], Some(Emulated)),                                   // push rbp
-            (&[0x41, 0x57], Some(Emulated)),                                 // push r15
-            (&[0x48, 0x55], Some(SingleStep)),                               // push rbp with a useless REX.W
-            (&[0x66, 0x55], Some(SingleStep)),                               // push bp
-            (&[0x6a, 0], Some(SingleStep)),                                  // push 0
-            (&[0xff, 0x30], Some(SingleStep)),                               // push [rax]
-            (&[0x90], Some(Emulated)),                                       // nop
-            (&[0x66, 0x90], Some(Emulated)),                                 // xchg ax,ax
-            (&[0xf3, 0x90], Some(Emulated)),                                 // pause
-            (&[0x41, 0x90], None),                                           // xchg r8,rax
-            (&[0x0f, 0x1f, 0x44, 0, 0], Some(Emulated)),                     // nop of 5 bytes
-            (&[0x66, 0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0], Some(Emulated)),      // nop of 9 bytes
-            (&[0x66, 0x2e, 0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0], None),          // nop with a segment prefix
-            (&[0x0f, 0x1f, 0xc0], Some(SingleStep)), // a nop that assemblers do not write
-            (&[0xf3, 0x0f, 0x1e, 0xfa], Some(SingleStep)), // endbr64
-            (&[0x75, 0], Some(Emulated)),            // jne
-            (&[0x0f, 0x84, 0, 0, 0, 0], Some(Emulated)), // je rel32
-            (&[0x3e, 0x75, 0], None),                // jne with a branch hint
-            (&[0x66, 0xe8, 0, 0], None),             // call rel16
-            (&[0xf2, 0xe9, 0, 0, 0, 0], Some(Emulated)), // bnd jmp
-            (&[0xeb, 0], Some(Emulated)),            // jmp rel8
-            (&[0xe3, 0], Some(SingleStep)),          // jrcxz
-            (&[0xe8, 0, 0, 0, 0], Some(Emulated)),   // call
-            (&[0xff, 0xe0], Some(SingleStep)),       // jmp rax
-            (&[0x3e, 0xff, 0xe0], None),             // notrack jmp rax
-            (&[0xc3], Some(SingleStep)),             // ret
-            (&[0x64, 0x48, 0x8b, 4, 0x25, 0x28, 0, 0, 0], Some(SingleStep)), // mov rax,fs:0x28
-            (&[0xf0, 0x48, 0xff, 0x07], None),       // lock inc [rdi]
-            (&[0xcc], None),                         // int3
-            (&[], None),
-        ] {
-            assert_eq!(class_of(bytes), class, "{bytes:x?}");
-        }
     }
 
     fn rich() -> Fixture {

@@ -2,20 +2,21 @@
 //!
 //! Both run on a thread of their own and hand snapshots over a channel that holds one: who is slow misses some.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::io::{self, BufRead, BufReader, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use nix::sys::signal::{SigSet, Signal};
 
-use crate::config::{AgentUrl, TopSource};
+use crate::config::{TopConfig, TopSource};
 use crate::discover::{self, Mappings};
 use crate::live::{Recent, Snapshot};
 use crate::observe::{Observer, ObserverOptions, now_ns};
+
+use super::connection::{Stream, Way};
 
 /// How long an agent is given to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -78,18 +79,19 @@ impl Stop {
 /// Where snapshots are to come from.
 pub(super) enum Origin {
     /// An agent that runs already.
-    Agent(AgentUrl),
+    Agent(Way),
     /// An observation of its own, whose mapping events were opened while the rights for it were there.
     Own(Mappings),
 }
 
 /// The agent to ask; `None` for an observation of its own, because the user wants it or no agent answers.
-pub(super) fn choose(source: &TopSource) -> Option<AgentUrl> {
-    match source {
-        TopSource::Agent(url) => Some(url.clone()),
+pub(super) fn choose(config: &TopConfig) -> anyhow::Result<Option<Way>> {
+    let open = |url| Way::open(url, &config.access);
+    Ok(match &config.source {
+        TopSource::Agent(url) => Some(open(url.clone())?),
         TopSource::Own => None,
-        TopSource::Any(listen) => Some(AgentUrl::of(*listen)).filter(|url| connect(url, GUESS).is_ok()),
-    }
+        TopSource::Any(url) => open(url.clone()).ok().filter(|way| way.connect(GUESS).is_ok()),
+    })
 }
 
 /// Starts the source; gives its name and what it says.
@@ -102,10 +104,10 @@ pub(super) fn start(
     let stop = stop.clone();
     let mappings = match origin {
         Origin::Own(mappings) => mappings,
-        Origin::Agent(url) => {
-            let stream = connect(&url, PATIENCE)?;
-            let place = format!("agent {url}");
-            std::thread::spawn(move || follow(&url, Some(stream), &sender, &stop));
+        Origin::Agent(way) => {
+            let stream = way.connect(PATIENCE)?;
+            let place = format!("agent {}", way.url());
+            std::thread::spawn(move || follow(&way, Some(stream), &sender, &stop));
             return Ok((place, news));
         }
     };
@@ -144,10 +146,10 @@ fn send(sender: &SyncSender<News>, news: News) -> bool {
 }
 
 /// Reads the stream of an agent; connects again when it ends.
-fn follow(url: &AgentUrl, first: Option<BufReader<TcpStream>>, sender: &SyncSender<News>, stop: &Stop) {
+fn follow(way: &Way, first: Option<BufReader<Stream>>, sender: &SyncSender<News>, stop: &Stop) {
     let mut stream = first;
     while !stop.is_set() {
-        let ended = match stream.take().map_or_else(|| connect(url, PATIENCE), Ok) {
+        let ended = match stream.take().map_or_else(|| way.connect(PATIENCE), Ok) {
             Ok(stream) => read(stream, sender),
             Err(error) => Err(error),
         };
@@ -160,12 +162,16 @@ fn follow(url: &AgentUrl, first: Option<BufReader<TcpStream>>, sender: &SyncSend
     }
 }
 
-fn read(mut stream: BufReader<TcpStream>, sender: &SyncSender<News>) -> anyhow::Result<()> {
+fn read(mut stream: BufReader<Stream>, sender: &SyncSender<News>) -> anyhow::Result<()> {
+    stream.get_ref().set_patience(SILENCE)?;
     let mut line = Vec::new();
     loop {
         line.clear();
-        let read =
-            stream.by_ref().take(MAX_LINE).read_until(b'\n', &mut line).context("the agent is silent")?;
+        let read = match stream.by_ref().take(MAX_LINE).read_until(b'\n', &mut line) {
+            // Over TLS: it went without a word.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => 0,
+            read => read.context("the agent is silent")?,
+        };
         if read == 0 {
             return Ok(());
         }
@@ -177,51 +183,18 @@ fn read(mut stream: BufReader<TcpStream>, sender: &SyncSender<News>) -> anyhow::
     }
 }
 
-/// Asks for the stream and reads the head of the answer.
-fn connect(url: &AgentUrl, patience: Duration) -> anyhow::Result<BufReader<TcpStream>> {
-    let failed =
-        || format!("no agent answers at {url}; is one running there, and is its --listen this address?");
-    let addresses: Vec<SocketAddr> = url.authority().to_socket_addrs().with_context(failed)?.collect();
-    let mut stream = None;
-    for address in addresses {
-        stream = TcpStream::connect_timeout(&address, patience).ok();
-        if stream.is_some() {
-            break;
-        }
-    }
-    let mut stream = stream.with_context(failed)?;
-    stream.set_read_timeout(Some(patience))?;
-    // HTTP/1.0: the body is not chunked.
-    let (path, host) = (url.path(), url.authority());
-    write!(stream, "GET {path}live HTTP/1.0\r\nHost: {host}\r\nAccept: text/event-stream\r\n\r\n")
-        .with_context(failed)?;
-    let mut stream = BufReader::new(stream);
-    let mut head = String::new();
-    while !head.ends_with("\r\n\r\n") {
-        if stream.by_ref().take(MAX_LINE).read_line(&mut head).with_context(failed)? == 0 {
-            break;
-        }
-    }
-    let status = head.split_whitespace().nth(1).unwrap_or_default();
-    if status != "200" || !head.contains("text/event-stream") {
-        bail!(
-            "what answers at {url} is no cadscope agent with /live, or too many look already (HTTP {status})"
-        );
-    }
-    stream.get_ref().set_read_timeout(Some(SILENCE))?;
-    Ok(stream)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
     use std::net::TcpListener;
 
     use super::*;
+    use crate::config::{Access, AgentUrl};
 
     /// An agent that answers each connection with the next of these.
-    fn agent(answers: Vec<String>) -> AgentUrl {
+    fn agent(answers: Vec<String>) -> Way {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let way = to(listener.local_addr().unwrap());
         std::thread::spawn(move || {
             for answer in answers {
                 let (mut stream, _) = listener.accept().unwrap();
@@ -235,7 +208,11 @@ mod tests {
                 stream.write_all(answer.as_bytes()).unwrap();
             }
         });
-        url
+        way
+    }
+
+    fn to(address: std::net::SocketAddr) -> Way {
+        Way::open(AgentUrl::of(address, false), &Access::default()).unwrap()
     }
 
     fn event(host: &str) -> String {
@@ -246,11 +223,11 @@ mod tests {
     #[test]
     fn a_stream_that_ends_is_asked_for_again() {
         let head = "HTTP/1.0 200 OK\r\ncontent-type: text/event-stream\r\n\r\n";
-        let url = agent(vec![format!("{head}: hello\n\n{}", event("a")), format!("{head}{}", event("b"))]);
+        let way = agent(vec![format!("{head}: hello\n\n{}", event("a")), format!("{head}{}", event("b"))]);
         let (sender, news) = sync_channel(8);
         let stop = Stop(Arc::default());
-        let (inner, first) = (stop.clone(), connect(&url, PATIENCE).unwrap());
-        let thread = std::thread::spawn(move || follow(&url, Some(first), &sender, &inner));
+        let (inner, first) = (stop.clone(), way.connect(PATIENCE).unwrap());
+        let thread = std::thread::spawn(move || follow(&way, Some(first), &sender, &inner));
         let mut told = Vec::new();
         while told.iter().filter(|line: &&String| line.starts_with("host")).count() < 2 {
             match news.recv_timeout(Duration::from_secs(20)).unwrap() {
@@ -266,11 +243,18 @@ mod tests {
 
     #[test]
     fn who_is_no_agent_is_refused() {
-        let url = agent(vec!["HTTP/1.1 404 Not Found\r\n\r\n".to_owned()]);
-        let error = connect(&url, PATIENCE).unwrap_err().to_string();
+        let refused = |answer: &[u8]| {
+            let answer = String::from_utf8(answer.to_vec()).unwrap();
+            agent(vec![answer]).connect(PATIENCE).unwrap_err().to_string()
+        };
+        let error = refused(b"HTTP/1.1 404 Not Found\r\n\r\n");
         assert!(error.contains("no cadscope agent") && error.contains("404"), "{error}");
+        let error = refused(b"HTTP/1.1 401 Unauthorized\r\n\r\n");
+        assert!(error.contains("--token-file"), "{error}");
+        let error = refused(b"\x15\x03\x03\0\x02\x02\x32");
+        assert!(error.contains("is it https://127.0.0.1:"), "{error}");
         let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let error = connect(&AgentUrl::of(closed), PATIENCE).unwrap_err().to_string();
+        let error = to(closed).connect(PATIENCE).unwrap_err().to_string();
         assert!(error.contains("is one running there"), "{error}");
     }
 }

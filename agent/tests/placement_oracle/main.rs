@@ -83,7 +83,8 @@ fn libraries(folder: &Path, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok) {
         let (path, kind) = (entry.path(), entry.file_type().unwrap());
         let name = entry.file_name().to_string_lossy().into_owned();
-        if kind.is_dir() {
+        // Code of another machine is judged by `resolve_arm64`.
+        if kind.is_dir() && !name.starts_with("arm64") {
             libraries(&path, found);
         } else if kind.is_file()
             && name.contains(".so")
