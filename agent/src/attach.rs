@@ -20,7 +20,7 @@ use crate::discover::{FileId, Mapping, OpenError, identity, mappings_of, open_ma
 use crate::identify;
 use crate::kernel::mapped_file::MappedFile;
 use crate::kernel::{AttachError, Kernel, KernelError, Link, SiteProgram};
-use crate::plan::{Plan, PlannedProbe, TlsEdge, TlsSite, Versions, survey, tls};
+use crate::plan::{Plan, PlannedProbe, Survey, TlsEdge, TlsSite, Versions, survey, tls};
 use crate::resolve::{ElfFile, FileOffset, Site, Unreadable};
 
 use self::changes::{Changes, Stamp};
@@ -320,7 +320,7 @@ impl Attacher {
         let stamp = Stamp::of(&file).map_err(|error| FileError::Read(error.to_string()))?;
         let bytes = map(&file)?;
         self.looks += 1;
-        let survey = match survey(&bytes, &self.catalog) {
+        let survey = match survey(&bytes, &self.catalog).and_then(Survey::of_this_machine) {
             Ok(survey) => survey,
             Err(error) => {
                 self.remember_plain(mapping.file);

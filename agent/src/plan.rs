@@ -12,7 +12,9 @@ use cadscope_common::tls::function;
 
 use crate::catalog::{Catalog, Layout, Probe};
 use crate::identify;
-use crate::resolve::{ElfFile, Exit, FollowPolicy, Placement, Site, Sites, Unplaceable, Unreadable, Vaddr};
+use crate::resolve::{
+    ElfFile, Exit, FollowPolicy, Machine, Placement, Site, Sites, Unplaceable, Unreadable, Vaddr,
+};
 
 /// The C++ runtime's entry into a handler: every frame below it has been left by the exception.
 const CATCH: &str = "__cxa_begin_catch";
@@ -212,6 +214,15 @@ pub fn survey<'a>(bytes: &'a [u8], catalog: &Catalog) -> Result<Survey<'a>, Unre
 }
 
 impl Survey<'_> {
+    /// The same if this machine runs the code: a breakpoint of it is no instruction of another's.
+    ///
+    /// # Errors
+    /// The code is for another machine.
+    pub fn of_this_machine(self) -> Result<Self, Unreadable> {
+        let own = if cfg!(target_arch = "aarch64") { Machine::Arm64 } else { Machine::X86_64 };
+        if self.elf.machine() == own { Ok(self) } else { Err(Unreadable::OtherMachine) }
+    }
+
     /// Whether there are functions of the catalogue.
     #[must_use]
     pub fn has_functions(&self) -> bool {

@@ -123,6 +123,9 @@ pub enum Unreadable {
     /// Not an ELF file that is understood (64-bit little-endian, x86-64 or arm64, shared object or executable).
     #[error("not an ELF file of a known machine: {0}")]
     NotElf(String),
+    /// Its code is for another machine than this one.
+    #[error("its code is for another machine")]
+    OtherMachine,
     /// A table lies outside the file or contradicts another.
     #[error("damaged ELF file: {0}")]
     Damaged(String),

@@ -18,8 +18,8 @@ use std::process::Command;
 
 use cadscope::catalog::Catalog;
 use cadscope::identify::occt_version_from_file_name;
-use cadscope::plan::{Versions, plan};
-use cadscope::resolve::{ElfFile, Exit, FollowPolicy, Machine, Placement, SiteClass, Sites};
+use cadscope::plan::{Versions, plan, survey};
+use cadscope::resolve::{ElfFile, Exit, FollowPolicy, Machine, Placement, SiteClass, Sites, Unreadable};
 
 const OBJDUMP: &str = "aarch64-linux-gnu-objdump";
 
@@ -193,6 +193,18 @@ fn ways_out_of_arm64_functions_are_those_that_binutils_sees() {
 fn ways_out_of_all_arm64_functions_are_those_that_binutils_sees() {
     compare_all("arm64-bookworm", &["."]);
     compare_all("arm64-trixie", &["."]);
+}
+
+/// In a worker under an emulator, for instance.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn nothing_is_attached_to_code_of_another_machine() {
+    let library =
+        libraries("arm64-bookworm").into_iter().find(|path| path.ends_with("libTKBO.so.7.6.3")).unwrap();
+    let bytes = std::fs::read(library).unwrap();
+    let survey = survey(&bytes, &Catalog::builtin().unwrap()).unwrap();
+    assert!(survey.has_functions());
+    assert_eq!(survey.of_this_machine().err(), Some(Unreadable::OtherMachine));
 }
 
 #[test]
