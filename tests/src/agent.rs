@@ -124,6 +124,16 @@ impl Agent {
         self.child.id()
     }
 
+    /// The bytes that it has in memory.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn resident(&self) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("agent is gone")?;
+        Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? << 10)
+    }
+
     /// Asks it for a path: status and body.
     ///
     /// # Errors

@@ -39,7 +39,14 @@ pub struct Span {
     pub events: Vec<String>,
 }
 
-type Spans = Arc<Mutex<Vec<Span>>>;
+/// What has come, as spans and as it was said.
+#[derive(Debug, Default)]
+struct Received {
+    spans: Vec<Span>,
+    bodies: String,
+}
+
+type Spans = Arc<Mutex<Received>>;
 
 /// The collector, and where it sends what it receives.
 #[derive(Debug)]
@@ -142,7 +149,13 @@ impl Collector {
     /// What has arrived.
     #[must_use]
     pub fn spans(&self) -> Vec<Span> {
-        self.spans.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.spans.lock().unwrap_or_else(PoisonError::into_inner).spans.clone()
+    }
+
+    /// Every word that has arrived: JSON, one document after the other.
+    #[must_use]
+    pub fn bodies(&self) -> String {
+        self.spans.lock().unwrap_or_else(PoisonError::into_inner).bodies.clone()
     }
 
     /// What has arrived once `done` holds for it.
@@ -210,7 +223,10 @@ fn receive(mut stream: TcpStream, spans: &Spans) -> Result<()> {
         let mut body = vec![0; length];
         reader.read_exact(&mut body)?;
         let found = read(&serde_json::from_slice(&body)?);
-        spans.lock().unwrap_or_else(PoisonError::into_inner).extend(found);
+        let mut received = spans.lock().unwrap_or_else(PoisonError::into_inner);
+        received.spans.extend(found);
+        received.bodies += &String::from_utf8_lossy(&body);
+        drop(received);
         stream
             .write_all(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")?;
     }

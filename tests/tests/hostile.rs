@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use cadscope_tests::agent::Agent;
+use cadscope_tests::collector::{Collector, Span};
 use cadscope_tests::node::{cadscope, full, require_root, scratch, tool};
 use cadscope_tests::privileges::{CAPABILITIES, only};
 use cadscope_tests::run::{Ended, Running, run, until};
@@ -79,6 +80,10 @@ impl Watched {
         Ok(watched)
     }
 
+    fn catalog(&self) -> PathBuf {
+        self.program.with_file_name("hostile.toml")
+    }
+
     fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         command.args(words);
@@ -118,12 +123,6 @@ impl Watched {
         Ok((after.sum(CALLS, &[]) - before, done))
     }
 
-    fn resident(&self) -> Result<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.agent.pid()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("agent is gone")?;
-        Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? << 10)
-    }
-
     /// CPU time of the agent so far.
     fn cpu(&self) -> Result<Duration> {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.agent.pid()))?;
@@ -137,7 +136,7 @@ impl Watched {
     fn is_well(&self) -> Result<()> {
         let (status, body) = self.agent.get("/livez")?;
         ensure!((status, body.as_str()) == (200, "ok\n"), "/livez: {status} {body}");
-        let resident = self.resident()?;
+        let resident = self.agent.resident()?;
         ensure!(resident <= MOST_RESIDENT, "agent has {resident} bytes resident");
         let (seen, ended) = self.seen_of(25.0, || self.run(&["calls", "25"]))?;
         ensure!(ended.code == 0 && ended.stdout == "325\n", "{ended:?}");
@@ -365,7 +364,7 @@ fn files_made_to_be_endless_to_read_cost_little() -> Result<()> {
         // It is looked at before what comes after.
         watched.is_well()?;
         let spent = watched.cpu()?.saturating_sub(cpu);
-        eprintln!("{name}: {spent:?} of CPU, {:?}, {} MB", begun.elapsed(), watched.resident()? >> 20);
+        eprintln!("{name}: {spent:?} of CPU, {:?}, {} MB", begun.elapsed(), watched.agent.resident()? >> 20);
         ensure!(spent < Duration::from_secs(10), "{name} took {spent:?} of CPU");
         // The file stays: another with its inode number would be taken for it.
         drop(worker);
@@ -418,19 +417,50 @@ fn garbage(command: &mut Command, secret: &str) {
     command.env("AWS_SECRET_ACCESS_KEY", secret).env("\u{1}odd", secret);
 }
 
+/// What `trace` writes of a worker with secrets.
+fn traces_keep_the_secret(watched: &Watched, secret: &str) -> Result<()> {
+    let folder = scratch()?;
+    for format in ["json", "html", "perfetto", "tree"] {
+        let file = folder.path().join(format);
+        let mut trace = Command::new(cadscope()?);
+        trace
+            .arg("trace")
+            .arg("--catalog")
+            .arg(watched.catalog())
+            .args(["--format", format, "-o"])
+            .arg(&file);
+        trace.arg("--").arg(&watched.program).args(["calls", "10"]);
+        garbage(&mut trace, secret);
+        let ended = run(&mut trace, LIMIT)?;
+        let text = fs::read_to_string(&file)? + &ended.stdout + &ended.stderr;
+        ensure!(text.contains("call 1"), "no calls in the {format} of a trace: {text}");
+        ensure!(!text.contains(secret), "a secret of a worker got out by the {format} of a trace");
+    }
+    Ok(())
+}
+
 #[test]
 fn an_environment_of_garbage_names_nothing_and_its_secrets_stay_in_it() -> Result<()> {
     let _node = require_root()?;
-    let watched = Watched::start(&[], &["--log-format=text"])?;
+    let collector = Collector::start()?;
+    let endpoint = collector.grpc();
+    let spans = ["--otlp-endpoint", &endpoint, "--min-span-duration", "0s"];
+    let watched = Watched::start(&[], &[&["--log-format=text"][..], &spans].concat())?;
     let secret = "canary-8c1f52d07be94";
-    let (seen, ended) = watched.seen_of(10.0, || {
-        let mut command = watched.command(&["calls", "10", "0.7"]);
+    let with_secrets = || {
+        let mut command = watched.command(&["calls", "10", "0.7", secret]);
         garbage(&mut command, secret);
-        run(&mut command, LIMIT)
-    })?;
+        command
+    };
+    let all = |spans: &[Span]| spans.iter().filter(|span| span.name.starts_with("call")).count() >= 10;
+    let (seen, ended) = watched.seen_of(10.0, || run(&mut with_secrets(), LIMIT))?;
     ensure!((seen, ended.stdout.as_str()) == (10.0, "55\n"), "{seen} of 10 calls: {ended:?}");
     let said = watched.says()?;
-    ensure!(!said.contains(secret), "a secret of the environment got out");
+    collector.spans_when("spans of the worker", LIMIT, all)?;
+    for (what, text) in [("its own pages and log", said.as_str()), ("spans", &collector.bodies())] {
+        ensure!(!text.contains(secret), "a secret of a worker got out by {what}");
+    }
+    traces_keep_the_secret(&watched, secret)?;
     ensure!(!said.contains("\nforged") && !said.contains("\u{1b}[31m\"}"), "the environment forged a line");
     let metrics = watched.agent.metrics()?;
     let kinds = metrics.by("model_generation_started_total", "flow_type");
@@ -462,7 +492,7 @@ fn a_storm_of_forks_leaves_nothing_behind() -> Result<()> {
     let watched = Watched::start(&[], &[])?;
     let seconds = if full() { "30" } else { "3" };
     let ended = watched.run(&["forks", seconds])?;
-    eprintln!("{}, {} MB", ended.stderr.trim(), watched.resident()? >> 20);
+    eprintln!("{}, {} MB", ended.stderr.trim(), watched.agent.resident()? >> 20);
     ensure!((ended.code, ended.stdout.as_str()) == (0, "1\n"), "{ended:?}");
     until("no worker is left", Duration::from_secs(60), || {
         let status: serde_json::Value = serde_json::from_str(&watched.agent.get("/status").ok()?.1).ok()?;
