@@ -151,12 +151,13 @@ fn the_whole_way_of_an_operation_through_the_agent_asks_for_no_memory() {
     let of = |id: &str| catalog.get(id).unwrap();
     // An export inside another: what waits for the one around it takes a place, too.
     let (inner, outer) = (of("io.step_w_stream"), of("part.exportStep"));
+    let calls = [(inner, 1), (outer, 0), (of("bool.api_build"), 0)];
+    let calls = calls.map(|(probe, depth)| (probe, probe.layout_for("7.6.3", "0.20.2"), depth));
     let mut run = || {
-        for (probe, depth) in [(inner, 1), (outer, 0), (of("bool.api_build"), 0)] {
+        for (probe, layout, depth) in calls {
             let bytes = record::Operation { depth, ..record() };
             let bytes = plain::bytes_of(&bytes);
             let Ok(Event::Ended(record)) = receive::read(bytes, &mut room) else { panic!("no operation") };
-            let layout = probe.layout_for("7.6.3", "0.20.2");
             let worker = Arc::clone(&worker);
             let made = receive::operation(record, probe, layout, worker, &exceptions, &mut texts);
             rollups.see(&made, |_| {});
