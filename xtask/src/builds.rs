@@ -84,7 +84,8 @@ pub(crate) const BUILDS: &[Build] = &[
     Build {
         name: "wheel-7.9",
         everyday: false,
-        source: Source::Wheels(&["cadquery-ocp==7.9.3.1.1", "cadquery==2.8.0"]),
+        // CadQuery's tests of its examples want IPython; the other wheels have it by build123d.
+        source: Source::Wheels(&["cadquery-ocp==7.9.3.1.1", "cadquery==2.8.0", "ipython==8.39.0"]),
     },
     Build { name: "wheel-8.0", everyday: true, source: Source::Wheels(&["build123d==0.13.0"]) },
     Build {

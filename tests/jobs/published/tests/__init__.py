@@ -6,18 +6,18 @@ from cadquery import Solid, Vector, Wire
 
 
 class BaseTest(unittest.TestCase):
-    def assertTupleAlmostEquals(self, wanted, found, places):
+    def assertTupleAlmostEquals(self, wanted, found, places, msg=None):
         for one, other in zip(wanted, found):
-            self.assertAlmostEqual(one, other, places)
+            self.assertAlmostEqual(one, other, places, msg)
 
 
-def makeCube(size):
-    return Solid.makeBox(size, size, size)
+def makeCube(size, xycentered=True):
+    cube = Solid.makeBox(size, size, size)
+    return cube.translate(Vector(-size / 2, -size / 2, 0)) if xycentered else cube
 
 
 def makeUnitCube(centered=True):
-    cube = makeCube(1.0)
-    return cube.translate(Vector(-0.5, -0.5, -0.5)) if centered else cube
+    return makeCube(1.0, centered)
 
 
 def makeUnitSquareWire():
