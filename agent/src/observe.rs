@@ -421,7 +421,7 @@ impl Observer {
             place_ns: placed_ns.saturating_sub(analysed_ns),
         };
         let news = match self.workers.get_mut(mapping.pid) {
-            Some(live) => live.is_late(&late),
+            Some(live) => live.note_late(&late),
             None => self.workers.was_worker(mapping.pid),
         };
         if news {

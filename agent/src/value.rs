@@ -59,9 +59,12 @@ impl Values {
 
     /// Adds a value, in place of one of the same name.
     pub fn insert(&mut self, name: Arc<str>, value: Value) {
-        match self.place(&name) {
-            Ok(at) => self.0.get_mut(at).into_iter().for_each(|held| held.1 = value.clone()),
-            Err(at) => self.0.insert(at, (name, value)),
+        let at = self.place(&name).unwrap_or_else(|at| {
+            self.0.insert(at, (name, Value::Int(0)));
+            at
+        });
+        if let Some(held) = self.0.get_mut(at) {
+            held.1 = value;
         }
     }
 

@@ -264,7 +264,7 @@ impl Workers {
 
 impl Live {
     /// Notes a file that was mapped before its probes were in place; whether it is news.
-    pub fn is_late(&mut self, late: &Late) -> bool {
+    pub fn note_late(&mut self, late: &Late) -> bool {
         let news = self.late.len() < MAX_LATE && self.late.iter().all(|known| known.path != late.path);
         if news {
             self.late.push(late.clone());

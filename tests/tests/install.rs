@@ -104,15 +104,15 @@ impl Page {
     /// While the page's tunnel stands, the agent's pages are where the page says.
     fn tunnel(&self) -> Result<()> {
         let command = self.commands.script("port-forward")?;
-        // The command is one; what follows ends it with all that it has started.
+        // The command is one; in a session of its own it can be ended with all that it has started.
         let script = format!(
-            "{} >tunnel & curl --silent --fail --retry 60 --retry-delay 1 --retry-all-errors \
+            "setsid {} >tunnel & curl --silent --fail --retry 60 --retry-delay 1 --retry-all-errors \
              http://127.0.0.1:9777/status; code=$?; kill -- -$!; wait; exit $code",
             command.trim_end()
         );
         let path = format!("{}:{}", self.folder.path().display(), std::env::var("PATH")?);
         let mut shell = Command::new("bash");
-        shell.args(["-mc", &script]).env("PATH", path).current_dir(self.folder.path());
+        shell.args(["-c", &script]).env("PATH", path).current_dir(self.folder.path());
         let ended = run(&mut shell, LIMIT)?;
         let status: serde_json::Value =
             serde_json::from_str(&ended.stdout).with_context(|| format!("no status: {ended:?}"))?;
