@@ -13,7 +13,7 @@ use crate::config::{Subject, TableFormat};
 use crate::discover::{self, Mapping};
 use crate::identify;
 use crate::plan::{Plan, Versions, plan};
-use crate::resolve::{Exit, Site, SiteClass};
+use crate::resolve::{Exit, Site, SiteClass, Sites};
 
 struct Row {
     file: String,
@@ -21,6 +21,8 @@ struct Row {
     function: String,
     entry: String,
     exits: String,
+    /// Why sites are single-stepped: `exit: several ways meet at 0x…`.
+    stepped: Vec<String>,
     reason: String,
     /// What is not complete about a probe that can be placed.
     note: Option<String>,
@@ -106,30 +108,45 @@ fn installed_freecad(subject: &Subject, proc: &Path) -> String {
     identify::freecad_version_from_dpkg_status(&status).unwrap_or_default()
 }
 
-fn site(site: &Site) -> String {
-    let class = match site.class {
-        SiteClass::Emulated => "emulated",
-        SiteClass::SingleStep => "stepped",
+fn site(sites: &Sites, site: &Site) -> String {
+    let class = match (site.class, sites.obstacle(site)) {
+        (SiteClass::Emulated, _) => "emulated".to_owned(),
+        (SiteClass::SingleStep, None) => "stepped".to_owned(),
+        (SiteClass::SingleStep, Some(obstacle)) => format!("stepped ({obstacle})"),
     };
     format!("{:#x} {class}", site.offset.0)
+}
+
+/// Why sites are single-stepped, each reason once.
+fn stepped(sites: &Sites) -> Vec<String> {
+    let of = |what: &str, site: &Site| sites.obstacle(site).map(|obstacle| format!("{what}: {obstacle}"));
+    let exits = sites.exits.iter().filter_map(|(site, _)| of("exit", site));
+    let mut all: Vec<String> = of("entry", &sites.entry).into_iter().chain(exits).collect();
+    all.dedup();
+    all
 }
 
 fn rows_of(path: &str, plan: &Plan, versions: &Versions) -> Vec<Row> {
     plan.probes
         .iter()
         .map(|planned| {
-            let (entry, exits, reason) = match &planned.sites {
+            let (entry, exits, stepped, reason) = match &planned.sites {
                 Ok(sites) => {
                     let exits = sites.exits.iter().map(|(at, exit)| match exit {
-                        Exit::Return => site(at),
+                        Exit::Return => site(sites, at),
                         Exit::TailCall(to) => {
-                            format!("{} tail call to {}", site(at), to.as_deref().unwrap_or("a register"))
+                            format!(
+                                "{} tail call to {}",
+                                site(sites, at),
+                                to.as_deref().unwrap_or("a register")
+                            )
                         }
-                        Exit::Followed(to) => format!("{} in {to}", site(at)),
+                        Exit::Followed(to) => format!("{} in {to}", site(sites, at)),
                     });
-                    (site(&sites.entry), exits.collect::<Vec<_>>().join(", "), String::new())
+                    let exits = exits.collect::<Vec<_>>().join(", ");
+                    (site(sites, &sites.entry), exits, stepped(sites), String::new())
                 }
-                Err(reason) => (String::new(), String::new(), reason.to_string()),
+                Err(reason) => (String::new(), String::new(), Vec::new(), reason.to_string()),
             };
             Row {
                 file: path.to_owned(),
@@ -137,6 +154,7 @@ fn rows_of(path: &str, plan: &Plan, versions: &Versions) -> Vec<Row> {
                 function: planned.probe.function.clone(),
                 entry,
                 exits,
+                stepped,
                 reason,
                 note: planned.note(versions),
             }
@@ -150,8 +168,8 @@ fn as_json(rows: &[Row], versions: &Versions, catalog: &Catalog) -> serde_json::
         .map(|row| {
             json!({
                 "file": row.file, "probe": row.id, "function": row.function,
-                "attachable": row.reason.is_empty(), "entry": row.entry, "exits": row.exits, "reason": row.reason,
-                "note": row.note,
+                "attachable": row.reason.is_empty(), "entry": row.entry, "exits": row.exits,
+                "stepped": row.stepped, "reason": row.reason, "note": row.note,
             })
         })
         .collect();

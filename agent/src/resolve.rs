@@ -74,6 +74,47 @@ pub struct Sites {
     pub exits: Vec<(Site, Exit)>,
     /// Some exit is followed into another function: the frame's slot is kept across the jump.
     pub tail_calls: bool,
+    /// For each site that the kernel single-steps, sorted, why no instruction that it emulates tells the same.
+    pub obstacles: Vec<(Vaddr, Obstacle)>,
+}
+
+impl Sites {
+    /// Why a site is single-stepped.
+    #[must_use]
+    pub fn obstacle(&self, site: &Site) -> Option<Obstacle> {
+        let found = self.obstacles.binary_search_by_key(&site.vaddr, |(at, _)| *at);
+        found.ok().and_then(|index| self.obstacles.get(index)).map(|(_, obstacle)| *obstacle)
+    }
+}
+
+/// What ends the search for an emulated instruction that tells the same as a single-stepped one, with the address where
+/// it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum Obstacle {
+    /// Between it and the site is nothing that the kernel emulates.
+    #[error("a call at {0:#x} lies between, during which the operation goes on")]
+    Call(u64),
+    /// From it control may not reach the site.
+    #[error("control may go elsewhere at {0:#x}")]
+    Branch(u64),
+    /// It is reached from several places.
+    #[error("several ways meet at {0:#x}")]
+    Meeting(u64),
+    /// An observer reads what it changes.
+    #[error("the instruction at {0:#x} changes an object or an argument")]
+    Change(u64),
+    /// The return value is read, and comes into being behind it.
+    #[error("what is returned is not known yet at {0:#x}")]
+    ReturnNotFinal(u64),
+    /// The function leaves there through a register or memory, which is never emulated.
+    #[error("the function leaves at {0:#x} through a register or memory")]
+    IndirectJump(u64),
+    /// The code begins there.
+    #[error("the code begins at {0:#x}")]
+    Start(u64),
+    /// So many instructions were looked at.
+    #[error("nothing emulated within {0} instructions")]
+    Far(usize),
 }
 
 /// Why a function of this file cannot be observed correctly.

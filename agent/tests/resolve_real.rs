@@ -439,6 +439,10 @@ fn compare(title: &str, path: &Path) -> BTreeMap<String, Vec<String>> {
                 all_exits += sites.exits.len();
                 exits += sites.exits.iter().filter(|(site, _)| site.class == SiteClass::Emulated).count();
                 oracle.check(name, *start, *size, &sites);
+                let all = sites.exits.iter().map(|(site, _)| site).chain([&sites.entry]);
+                let unexplained =
+                    |site: &&Site| (site.class == SiteClass::SingleStep) != sites.obstacle(site).is_some();
+                assert_eq!(all.filter(unexplained).count(), 0, "{name}: {sites:?}");
             }
             Err(error) => {
                 let why = format!("{error:?}");

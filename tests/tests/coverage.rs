@@ -3,7 +3,7 @@
 //!
 //! `CADSCOPE_WRITE=1` writes both pages instead of comparing them; `cargo xtask docs` does that.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -28,6 +28,7 @@ struct Placed {
     function: String,
     entry: String,
     exits: String,
+    stepped: Vec<String>,
     reason: String,
 }
 
@@ -206,20 +207,15 @@ fn sites_row(build: &Build, placed: &[Placed]) -> String {
 
 /// Why a function has a site that is single-stepped, or none at all.
 fn why_stepped(placed: &Placed) -> Option<String> {
-    let why = match stepped(placed) {
-        None => placed.reason.clone(),
-        Some((false, false)) => return None,
-        Some((true, false)) => ENTRY.to_owned(),
-        Some((false, true)) => EXIT.to_owned(),
-        Some((true, true)) => format!("{ENTRY}; {EXIT}"),
+    let why = if placed.reason.is_empty() { placed.stepped.join("; ") } else { placed.reason.clone() };
+    // Addresses differ from build to build, and several exits have one reason.
+    let words = |why: &str| {
+        let words = why.split(' ').map(|word| if word.starts_with("0x") { "…" } else { word });
+        words.collect::<Vec<_>>().join(" ")
     };
-    // Addresses differ from build to build.
-    let words = why.split(' ').map(|word| if word.starts_with("0x") { "…" } else { word });
-    Some(words.collect::<Vec<_>>().join(" "))
+    let reasons: BTreeSet<String> = why.split("; ").filter(|why| !why.is_empty()).map(words).collect();
+    (!reasons.is_empty()).then(|| reasons.into_iter().collect::<Vec<_>>().join("; "))
 }
-
-const ENTRY: &str = "entry: nothing emulated before arguments, objects or the way may change";
-const EXIT: &str = "exit: nothing emulated leads to a `ret` for certain, with objects (and what is read of the return) final";
 
 const SITES_HEAD: &str = "# Where the probes lie
 
@@ -241,7 +237,11 @@ fn each_site_is_emulated_or_its_reason_is_in_the_documentation() -> Result<()> {
         let placed = coverage(&build)?.probes;
         rows.push(sites_row(&build, &placed));
         for one in &placed {
-            let Some(why) = why_stepped(one) else { continue };
+            let is_stepped = stepped(one) != Some((false, false));
+            let Some(why) = why_stepped(one) else {
+                ensure!(!is_stepped, "{} has no reason for a stepped site", one.function);
+                continue;
+            };
             let builds = reasons.entry((one.function.clone(), why)).or_default();
             if builds.last() != Some(&build.name) {
                 builds.push(build.name);

@@ -18,7 +18,7 @@ use super::elf::{ElfFile, Machine, Symbol};
 use super::exits::{Body, How, Leave, Piece, gives_up};
 use super::frames::Distance;
 use super::instruction::{Flow, Instruction};
-use super::{Exit, Site, SiteClass, Sites, Unplaceable, Vaddr};
+use super::{Exit, Obstacle, Site, SiteClass, Sites, Unplaceable, Vaddr};
 use cadscope_common::cookie::{Edge, RETURN_NOT_FINAL};
 use iced_x86::Instruction as X86;
 
@@ -130,6 +130,8 @@ struct Placing<'f, 'a, I> {
     /// Functions whose exits are placed for themselves, sorted.
     probed: &'f [Vaddr],
     exits: Vec<(Site, Exit)>,
+    /// Why sites are single-stepped.
+    obstacles: Vec<(Vaddr, Obstacle)>,
     /// Some tail call goes to one of them.
     goes_on: bool,
     /// Functions whose exits are already taken.
@@ -163,6 +165,7 @@ impl<'f, 'a, I: Instruction> Placing<'f, 'a, I> {
             placement,
             probed,
             exits: Vec::new(),
+            obstacles: Vec::new(),
             goes_on: false,
             seen: Vec::new(),
             bodies_left: MOST_BODIES,
@@ -172,18 +175,21 @@ impl<'f, 'a, I: Instruction> Placing<'f, 'a, I> {
 
     fn place(mut self, function: Symbol) -> Result<Sites, Unplaceable> {
         let body = self.read(function.vaddr, function.size)?;
-        let entry = self.entry(&body)?;
+        let (entry, obstacle) = self.entry(&body)?;
+        self.obstacles.extend(obstacle.map(|obstacle| (entry.vaddr, obstacle)));
         self.leave(&body, None, 0)?;
-        let mut exits = self.exits;
+        let (mut exits, mut obstacles) = (self.exits, self.obstacles);
         exits.sort_by_key(|(site, _)| site.vaddr);
         exits.dedup_by_key(|(site, _)| site.vaddr);
         let follows = exits.iter().any(|(_, exit)| matches!(exit, Exit::Followed(_)));
-        Ok(Sites { entry, exits, tail_calls: follows || self.goes_on })
+        obstacles.sort_by_key(|(at, _)| *at);
+        obstacles.dedup_by_key(|(at, _)| *at);
+        Ok(Sites { entry, exits, tail_calls: follows || self.goes_on, obstacles })
     }
 
     fn entry_of(&self, function: Symbol) -> Result<Site, Unplaceable> {
         if let Ok(body) = Body::read(self.file, function.vaddr, function.size) {
-            return self.entry(&body);
+            return self.entry(&body).map(|(site, _)| site);
         }
         let bytes = self.file.bytes_at(function.vaddr.0).ok_or(Unplaceable::NotCode)?;
         let bytes = bytes.get(..bytes.len().min(32)).unwrap_or(bytes);
@@ -199,22 +205,23 @@ impl<'f, 'a, I: Instruction> Placing<'f, 'a, I> {
     }
 
     /// The entry: the first emulated instruction that is reached in a straight line from the first one while
-    /// arguments and objects are as the caller left them; otherwise the first instruction.
-    fn entry(&self, body: &Body<I>) -> Result<Site, Unplaceable> {
+    /// arguments and objects are as the caller left them; otherwise the first instruction, and why.
+    fn entry(&self, body: &Body<I>) -> Result<(Site, Option<Obstacle>), Unplaceable> {
         let piece = body.pieces.first().ok_or(Unplaceable::NoFrame)?;
         let first = piece.code.first().ok_or(Unplaceable::NoFrame)?;
         let mut scratch = I::Scratch::default();
-        let mut fallback = None;
+        let (mut fallback, mut obstacle) = (None, Obstacle::Far(ENTRY_WINDOW));
         if body.arrivals_at(first.at()).is_empty() {
             for (index, instruction) in piece.code.iter().take(ENTRY_WINDOW).enumerate() {
                 if index > 0 && !body.arrivals_at(instruction.at()).is_empty() {
+                    obstacle = Obstacle::Meeting(instruction.at());
                     break;
                 }
                 if let Some(distance) = piece.frame.distance(instruction.at())
                     && let Some(site) = self.site(instruction, Edge::Enter, distance, RETURN_NOT_FINAL)
                 {
                     if site.class == SiteClass::Emulated {
-                        return Ok(site);
+                        return Ok((site, None));
                     }
                     // A mark itself only if nothing better follows.
                     if fallback.is_none() || index == 1 && first.is_mark() {
@@ -222,6 +229,7 @@ impl<'f, 'a, I: Instruction> Placing<'f, 'a, I> {
                     }
                 }
                 if !instruction.keeps_arguments(&mut scratch, &piece.frame) {
+                    obstacle = changes(instruction);
                     break;
                 }
             }
@@ -229,7 +237,7 @@ impl<'f, 'a, I: Instruction> Placing<'f, 'a, I> {
                 Some(_) => Unplaceable::Unprobeable(first.at()),
                 None => Unplaceable::NoDistance(first.at()),
             };
-            return fallback.ok_or(no_site);
+            return fallback.map(|site| (site, Some(obstacle))).ok_or(no_site);
         }
         Err(Unplaceable::EntryRepeats)
     }
@@ -276,6 +284,9 @@ impl<'f, 'a, I: Instruction> Placing<'f, 'a, I> {
             let site = self
                 .site(jump, edge, I::AT_SLOT, RETURN_NOT_FINAL)
                 .ok_or(Unplaceable::Unprobeable(jump.at()))?;
+            if site.class == SiteClass::SingleStep {
+                self.obstacles.push((site.vaddr, Obstacle::IndirectJump(jump.at())));
+            }
             self.exits.push((site, name(Exit::TailCall(callee.name))));
         }
         Ok(())
@@ -330,17 +341,24 @@ impl<'f, 'a, I: Instruction> Placing<'f, 'a, I> {
         if depth >= MOST_FOLLOWED {
             return Err(Unplaceable::NoExit);
         }
-        let before = (self.exits.len(), self.seen.len());
+        let before = (self.exits.len(), self.seen.len(), self.obstacles.len());
         let outcome = self.read(at, size).and_then(|body| self.leave(&body, Some(name), depth + 1));
         if outcome.is_err() {
             self.exits.truncate(before.0);
             self.seen.truncate(before.1);
+            self.obstacles.truncate(before.2);
         }
         outcome
     }
 
     /// The site that marks a `ret`: the nearest emulated instruction before it that always leads to it, or itself.
-    fn exit(&self, body: &Body<I>, piece: &Piece<I>, leave: &Leave, edge: Edge) -> Result<Site, Unplaceable> {
+    fn exit(
+        &mut self,
+        body: &Body<I>,
+        piece: &Piece<I>,
+        leave: &Leave,
+        edge: Edge,
+    ) -> Result<Site, Unplaceable> {
         let ret = piece.code.get(leave.index).ok_or(Unplaceable::NoExit)?;
         if piece.frame.distance(ret.at()) != Some(I::AT_SLOT) {
             return Err(Unplaceable::NoDistance(ret.at()));
@@ -351,49 +369,74 @@ impl<'f, 'a, I: Instruction> Placing<'f, 'a, I> {
         {
             return Ok(site);
         }
-        self.early_exit(body, piece, leave, edge).or(site).ok_or(Unplaceable::Unprobeable(ret.at()))
+        self.early_exit(body, piece, ret, leave, edge).or_else(|obstacle| {
+            let site = site.ok_or(Unplaceable::Unprobeable(ret.at()))?;
+            self.obstacles.push((site.vaddr, obstacle));
+            Ok(site)
+        })
     }
 
-    fn early_exit(&self, body: &Body<I>, piece: &Piece<I>, leave: &Leave, edge: Edge) -> Option<Site> {
+    fn early_exit(
+        &self,
+        body: &Body<I>,
+        piece: &Piece<I>,
+        ret: &I,
+        leave: &Leave,
+        edge: Edge,
+    ) -> Result<Site, Obstacle> {
         let mut scratch = I::Scratch::default();
         // The register that holds, before the instruction last looked at, what will be returned.
         let mut value = Some(0);
-        let (mut at, mut piece, mut index) = (piece.code.get(leave.index)?, piece, leave.index);
+        let (mut at, mut piece, mut index) = (ret, piece, leave.index);
+        // An emulated instruction at which only the return value is missing.
+        let mut not_final = None;
+        let or = |not_final: Option<Obstacle>, obstacle| not_final.unwrap_or(obstacle);
         for _ in 0..EXIT_WINDOW {
             // Step back to the only instruction from which this one is reached.
             let previous = index.checked_sub(1).and_then(|index| piece.code.get(index));
             let previous =
                 previous.filter(|previous| previous.falls_through() && !gives_up(self.file, *previous));
-            let (instruction, jumped) = match (body.arrivals_at(at.at()), previous) {
+            let arrivals = body.arrivals_at(at.at());
+            let (instruction, jumped) = match (arrivals, previous) {
                 ([], Some(previous)) => {
                     index -= 1;
                     (previous, false)
                 }
                 ([arrival], None) => {
-                    let (from_piece, from_index) = body.find(arrival.from?)?;
-                    piece = body.pieces.get(from_piece)?;
-                    index = from_index;
-                    (piece.code.get(index)?, true)
+                    let from = arrival.from.and_then(|from| body.find(from));
+                    let jump = from.and_then(|(from_piece, from_index)| {
+                        piece = body.pieces.get(from_piece)?;
+                        index = from_index;
+                        piece.code.get(index)
+                    });
+                    (jump.ok_or_else(|| or(not_final, Obstacle::Meeting(at.at())))?, true)
                 }
-                _ => return None,
+                ([], None) => return Err(or(not_final, Obstacle::Start(at.at()))),
+                _ => return Err(or(not_final, Obstacle::Meeting(at.at()))),
             };
             match instruction.flow() {
-                Flow::Next => value = instruction.before(&mut scratch, &piece.frame, value)?,
+                Flow::Next => {
+                    let before = instruction.before(&mut scratch, &piece.frame, value);
+                    value = before.ok_or_else(|| or(not_final, Obstacle::Change(instruction.at())))?;
+                }
                 Flow::Jump(_) => {}
                 Flow::Branch(_) if self.otherwise_gives_up(body, piece, index, jumped) => {}
-                _ => return None,
+                _ => return Err(or(not_final, changes(instruction))),
             }
             let register = value.unwrap_or(RETURN_NOT_FINAL);
-            if (self.placement == Placement::Cheapest || register != RETURN_NOT_FINAL)
-                && let Some(distance) = piece.frame.distance(instruction.at())
+            let is_final = self.placement == Placement::Cheapest || register != RETURN_NOT_FINAL;
+            if let Some(distance) = piece.frame.distance(instruction.at())
                 && let Some(site) = self.site(instruction, edge, distance, register)
                 && site.class == SiteClass::Emulated
             {
-                return Some(site);
+                if is_final {
+                    return Ok(site);
+                }
+                not_final = not_final.or(Some(Obstacle::ReturnNotFinal(site.vaddr.0)));
             }
             at = instruction;
         }
-        None
+        Err(or(not_final, Obstacle::Far(EXIT_WINDOW)))
     }
 
     /// Whether the way that a conditional jump does not take towards the exit ends the process.
@@ -427,6 +470,16 @@ impl<'f, 'a, I: Instruction> Placing<'f, 'a, I> {
             return_register,
             class: instruction.class(self.file)?,
         })
+    }
+}
+
+/// What an instruction does that a site must not be moved over.
+fn changes<I: Instruction>(instruction: &I) -> Obstacle {
+    let at = instruction.at();
+    match instruction.flow() {
+        Flow::Call(_) | Flow::IndirectCall | Flow::Interrupt => Obstacle::Call(at),
+        Flow::Next => Obstacle::Change(at),
+        _ => Obstacle::Branch(at),
     }
 }
 
@@ -622,6 +675,34 @@ mod tests {
         );
         // endbr64; mov edi,1; ret: after endbr64 even if single-stepped
         assert_eq!(entry(&[0xf3, 0x0f, 0x1e, 0xfa, 0xbf, 1, 0, 0, 0, 0xc3], &[]), (4, 0, false));
+    }
+
+    #[test]
+    fn a_single_stepped_site_says_what_is_in_the_way() {
+        let obstacles = |fixture: &Fixture, placement| {
+            let sites = place_with(fixture, FollowPolicy::Work, placement).unwrap();
+            let all = [&sites.entry].into_iter().chain(sites.exits.iter().map(|(site, _)| site));
+            all.filter(|site| site.class == SiteClass::SingleStep)
+                .map(|site| sites.obstacle(site).expect("a reason"))
+                .collect::<Vec<_>>()
+        };
+        let of =
+            |code: &[u8], cfi: &[u8]| obstacles(&fixture().function("a", code, cfi), Placement::Cheapest);
+        let pushed = |at: u8| [cfa(1, 16), cfa(at - 1, 8)].concat();
+        // push rbx; call elsewhere; pop rbx; ret
+        let calls = code(&[Bytes(&[0x53]), To(CALL, ELSEWHERE), Bytes(&[0x5b, 0xc3])]);
+        assert_eq!(of(&calls, &pushed(7)), [Obstacle::Call(CODE + 1)]);
+        // push rbx; je L; nop; L: pop rbx; ret
+        assert_eq!(of(&[0x53, 0x74, 0x01, 0x90, 0x5b, 0xc3], &pushed(5)), [Obstacle::Meeting(CODE + 4)]);
+        // mov edi,1; mov [rsi],eax; ret: of the entry and of the exit
+        let changes = [0xbf, 1, 0, 0, 0, 0x89, 0x06, 0xc3];
+        assert_eq!(of(&changes, &[]), [Obstacle::Change(CODE), Obstacle::Change(CODE + 5)]);
+        // mov eax,1; ret
+        assert_eq!(of(&[0xb8, 1, 0, 0, 0, 0xc3], &[]), [Obstacle::Branch(CODE + 5), Obstacle::Start(CODE)]);
+        // The return value comes into being behind the jump.
+        let late = checked(&[], &[0x31, 0xc0], CHECK_FAILED);
+        assert_eq!(obstacles(&late, Placement::Cheapest), []);
+        assert_eq!(obstacles(&late, Placement::ReturnFinal), [Obstacle::ReturnNotFinal(CODE + 5)]);
     }
 
     #[test]
