@@ -171,6 +171,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_release_is_of_one_kernel() {
+        for (release, name) in
+            [("6.12.118+deb13-amd64", "6.12"), ("6.12.118+deb13", "6.12"), ("6.1.0-56", "6.1")]
+        {
+            let known: Vec<_> = KERNELS.iter().filter(|kernel| kernel.has_release(release)).collect();
+            assert!(matches!(known[..], [kernel] if kernel.name == name), "{release}");
+        }
+        let known: Vec<_> =
+            KERNELS.iter().filter(|kernel| kernel.has_release("6.12.118+deb13-arm64")).collect();
+        assert!(matches!(known[..], [kernel] if kernel.cpu == Cpu::Arm64));
+    }
+
+    #[test]
     fn modules_are_told_by_their_whole_name() {
         assert!(named(Path::new("a/virtio.ko"), "virtio.ko") && named(Path::new("9p.ko.xz"), "9p.ko"));
         assert!(!named(Path::new("a/9pnet.ko"), "9p.ko") && !named(Path::new("virtio_pci.ko"), "virtio.ko"));
