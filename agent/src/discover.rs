@@ -4,6 +4,7 @@ pub mod container;
 pub mod mappings;
 
 use std::fs::File;
+use std::io::Read as _;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,8 @@ use cadscope_common::record::ProcessKey;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::Mode;
 use nix::sys::statfs::{BTRFS_SUPER_MAGIC, OVERLAYFS_SUPER_MAGIC, fstatfs};
-use procfs::process::{MMPermissions, MMapPath, Process};
+use procfs::FromRead as _;
+use procfs::process::{MMPermissions, MMapPath, Process, Stat};
 
 use crate::job::ENVIRON_BYTES;
 
@@ -148,16 +150,28 @@ pub fn processes(proc: &Path) -> Vec<u32> {
 /// Identity of a live process; its start time has the 10 ms steps of /proc.
 #[must_use]
 pub fn key_of(proc: &Path, pid: u32) -> Option<ProcessKey> {
-    let start = process(proc, pid)?.stat().ok()?.starttime;
+    let start = stat(&process(proc, pid)?)?.starttime;
     let per_second = procfs::ticks_per_second().max(1);
     let start_boottime_ns = start.saturating_mul(1_000_000_000 / per_second);
     Some(ProcessKey { pid, padding: 0, start_boottime_ns })
 }
 
+/// A process's `stat`, if its name is set off as the kernel does: the library panics where it is not.
+fn stat(process: &Process) -> Option<Stat> {
+    let mut bytes = Vec::with_capacity(512);
+    process.open_relative("stat").ok()?.read_to_end(&mut bytes).ok()?;
+    let text = String::from_utf8_lossy(&bytes);
+    let (pid, _) = text.split_once(" (")?;
+    let (name, _) = text.rsplit_once(") ")?;
+    let whole = pid.bytes().all(|byte| byte.is_ascii_digit()) && name.len() > pid.len() + 1;
+    let last = text.rfind(')') == Some(name.len());
+    (whole && last).then(|| Stat::from_read(text.as_bytes()).ok()).flatten()
+}
+
 /// The parent of a process; `None` if it is gone or has none.
 #[must_use]
 pub fn parent_of(proc: &Path, pid: u32) -> Option<u32> {
-    let parent = process(proc, pid)?.stat().ok()?.ppid;
+    let parent = stat(&process(proc, pid)?)?.ppid;
     u32::try_from(parent).ok().filter(|parent| *parent > 0)
 }
 
@@ -275,7 +289,7 @@ pub struct Usage {
 #[must_use]
 pub fn usage_of(proc: &Path, pid: u32) -> Option<Usage> {
     let process = process(proc, pid)?;
-    let (stat, status) = (process.stat().ok()?, process.status().ok()?);
+    let (stat, status) = (stat(&process)?, process.status().ok()?);
     let tick_ns = 1_000_000_000 / procfs::ticks_per_second().max(1);
     let bytes = |kib: Option<u64>| kib.unwrap_or(0).saturating_mul(1024);
     Some(Usage {

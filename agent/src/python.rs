@@ -123,7 +123,11 @@ impl Interpreter {
         let state = self.thread(thread, memory)?;
         let mut at = self.caller(state, slot, memory)?;
         let mut stack = Vec::new();
-        while at != 0 && stack.len() < FRAMES {
+        // Frames that are not told are counted, too: a worker's frames may go round in a ring.
+        for _ in 0..LINKS {
+            if at == 0 || stack.len() == FRAMES {
+                break;
+            }
             if !self.is_native(at, memory)? {
                 stack.push(self.frame(at, memory)?);
             }

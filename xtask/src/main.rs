@@ -19,6 +19,7 @@ mod dashboards;
 mod demo;
 mod docs;
 mod fresh;
+mod fuzz;
 mod image;
 mod imports;
 mod kubernetes;
@@ -146,12 +147,14 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         words: Vec<String>,
     },
-    /// Give changed inputs to everything that parses what a worker or a client says, for as long as you like
+    /// Give inputs that coverage guides to everything that parses what a worker or a client says, for as long as you like
     ///
-    /// agent/tests/mutations.rs, optimised: the same inputs from the same seed each time, so that a failure can be repeated.
+    /// libFuzzer, with the targets of agent/tests/mutations; needs `cargo xtask setup --for fuzz`. A choice of what it learns goes
+    /// into tests/fuzz/corpus; an input that breaks a promise does in any case, and is a failure.
     Fuzz {
-        /// One of elf, environ, cgroup, records, catalogue, names, accept, url; all in turn without
-        target: Option<String>,
+        /// Some of elf, proc, environ, cgroup, records, catalogue, config, http, memory, exports, names, accept, url; all
+        /// in turn without
+        targets: Vec<String>,
         /// How long each
         #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
         minutes: u32,
@@ -249,13 +252,7 @@ fn main() -> ExitCode {
         Task::Book => docs::book(),
         Task::Image { machine } => image::image(machine).map(drop),
         Task::Package => package::package().map(drop),
-        Task::Fuzz { target, minutes } => {
-            let mut command = std::process::Command::new("cargo");
-            command.args(["test", "--release", "-p", "cadscope", "--test", "mutations", "--", "--nocapture"]);
-            command.env("CADSCOPE_FUZZ_SECONDS", (u64::from(minutes) * 60).to_string());
-            command.env("CADSCOPE_FUZZ_ONLY", target.unwrap_or_default());
-            shell::run(&mut command)
-        }
+        Task::Fuzz { targets, minutes } => fuzz::fuzz(&targets, minutes),
         Task::Dashboards => dashboards::write().and_then(|()| alerts::write()),
         Task::Demo { script } => demo::demo(script),
         Task::Test { full } => test::test(test::Rules { full, locked: false }),

@@ -27,6 +27,8 @@ pub(crate) enum Purpose {
     Node,
     /// Also make the image and the Debian package, and run them
     Package,
+    /// Also give inputs that coverage guides to what parses (needs rustup's nightly)
+    Fuzz,
 }
 
 /// Something that has to be installed.
@@ -293,6 +295,13 @@ const TOOLS: &[Tool] = &[
             options: &[],
         },
     },
+    Tool {
+        name: "cargo-fuzz",
+        why: "compiles what parses so that libFuzzer sees which code an input reached",
+        purpose: Purpose::Fuzz,
+        is_there: || has("cargo-fuzz"),
+        source: Source::Crate { name: "cargo-fuzz", version: "0.13.2", variables: &[], options: &[] },
+    },
 ];
 
 /// What compiles for arm64 on another machine: `cargo xtask vm arm64` alone needs it.
@@ -528,6 +537,7 @@ fn name(purpose: Purpose) -> &'static str {
         Purpose::Test => "test",
         Purpose::Node => "node",
         Purpose::Package => "package",
+        Purpose::Fuzz => "fuzz",
     }
 }
 

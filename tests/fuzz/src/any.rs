@@ -1,0 +1,43 @@
+//! Turns inputs of libFuzzer into calls of one target, that which `CADSCOPE_FUZZ_TARGET` names.
+//!
+//! The targets and their bounds are those of the test of changed inputs: `agent/tests/mutations`. Real inputs of the target
+//! are written into the folder `CADSCOPE_FUZZ_SEEDS` before the first input comes.
+
+#![no_main]
+
+use std::path::PathBuf;
+
+use libfuzzer_sys::fuzz_target;
+
+#[path = "../../../agent/tests/mutations/bounds.rs"]
+mod bounds;
+#[path = "../../../agent/tests/mutations/targets.rs"]
+mod targets;
+
+thread_local! {
+    static TARGET: targets::Target = {
+        let name = std::env::var("CADSCOPE_FUZZ_TARGET").expect("CADSCOPE_FUZZ_TARGET names a target");
+        targets::all().into_iter().find(|target| target.name == name).expect("CADSCOPE_FUZZ_TARGET is no target")
+    };
+}
+
+fn write_seeds() {
+    TARGET.with(|target| {
+        let Some(folder) = std::env::var_os("CADSCOPE_FUZZ_SEEDS").map(PathBuf::from) else { return };
+        let kept = targets::kept(target.name);
+        let inputs = target.seeds.iter().chain(&kept).filter(|seed| seed.len() <= target.most_bytes);
+        for (at, seed) in inputs.enumerate() {
+            std::fs::write(folder.join(format!("seed-{at}")), seed).expect("seeds can be written");
+        }
+    });
+}
+
+fuzz_target!(
+    init: write_seeds(),
+    |input: &[u8]| TARGET.with(|target| {
+        if let Err(wrong) = bounds::judge(&target.read, input) {
+            eprintln!("{}: {wrong}", target.name);
+            std::process::abort();
+        }
+    })
+);
