@@ -141,7 +141,7 @@ const TOOLS: &[Tool] = &[
     },
     Tool {
         name: "openssl",
-        why: "makes the certificate of the server that stands for an AI provider",
+        why: "makes the certificates of the servers that stand for an AI provider and the Kubernetes API",
         purpose: Purpose::Test,
         is_there: || has("openssl"),
         source: Source::Debian(&["openssl"]),
