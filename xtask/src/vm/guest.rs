@@ -139,7 +139,7 @@ $B mkdir -p $R/dev/shm; HERE=$($B cat /checkout)
 case $HERE in /tmp/*|/run/*) $B mount -o bind $R$HERE /kept ;; esac
 for folder in tmp run dev/shm; do $B mount -t tmpfs tmpfs $R/$folder; done
 case $HERE in /tmp/*|/run/*) $B mkdir -p $R$HERE; $B mount -o bind /kept $R$HERE ;; esac
-. /host
+. /shares
 $B mount -t tracefs tracefs $R/sys/kernel/tracing; $B mount -t bpf bpf $R/sys/fs/bpf
 . /cgroups
 $B ip link set lo up
@@ -181,7 +181,7 @@ fn initramfs(kernel: &Kernel, cgroups: Cgroups, steps: &[Step]) -> Result<Vec<u8
     };
     archive.add("checkout", PROGRAM, checkout.as_bytes())?;
     let mounts = if cgroups == Cgroups::V1 { CGROUP_V1 } else { CGROUP_V2 };
-    archive.add("host", PROGRAM, host.as_bytes())?;
+    archive.add("shares", PROGRAM, host.as_bytes())?;
     archive.add("cgroups", PROGRAM, mounts.as_bytes())?;
     archive.add("steps", PROGRAM, script(steps).as_bytes())?;
     archive.end()
