@@ -674,7 +674,7 @@ fn config_address(proc: &Path, mapping: &Mapping) -> Option<u64> {
     let bytes = map(&open_mapped(proc, mapping).ok()?).ok()?;
     let elf = ElfFile::parse(&bytes).ok()?;
     let symbol = elf.find(identify::FREECAD_CONFIG_SYMBOL)?;
-    let bias = mapping.start.wrapping_sub(elf.vaddr_of(FileOffset(mapping.offset))?.0);
+    let bias = mapping.start.wrapping_sub(elf.vaddr_of(FileOffset(mapping.offset), procfs::page_size())?.0);
     Some(symbol.vaddr.0.wrapping_add(bias))
 }
 

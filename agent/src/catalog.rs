@@ -14,6 +14,7 @@
 //! help = "Time to build a gear."                      # once per family
 //! # product = "occt"                                  # optional: whose function it is, occt or freecad
 //! # absent = "since version 2"                        # optional: why a file of that product may not have it
+//! # by_value = true                                   # optional: it returns a class by value, whose place is arg0
 //! # tally = "iterations"                              # optional: its value `tally` is how often inside it …
 //! # tallies = "iterations"                            # … functions with this word were called: only counted
 //! # group = "build"                                   # optional: only the outermost open call of a group is measured

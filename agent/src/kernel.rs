@@ -374,9 +374,9 @@ impl Kernel {
         count
     }
 
-    /// What is counted of calls without records, summed over the CPUs.
+    /// What is counted of the calls without records of these processes, summed over the CPUs.
     #[must_use]
-    pub fn aggregates(&self) -> Vec<(AggregateKey, Aggregate)> {
+    pub fn aggregates(&self, wanted: impl Fn(u32) -> bool) -> Vec<(AggregateKey, Aggregate)> {
         let Some(map) = self.ebpf.map("AGGREGATES") else { return Vec::new() };
         let Ok(map) = PerCpuHashMap::<_, Raw<AggregateKey>, Raw<Aggregate>>::try_from(map) else {
             return Vec::new();
@@ -385,9 +385,10 @@ impl Kernel {
             count: sum.count.wrapping_add(one.count),
             sum_ns: sum.sum_ns.wrapping_add(one.sum_ns),
         };
-        map.iter()
+        map.keys()
             .filter_map(Result::ok)
-            .map(|(Raw(key), cpus)| (key, cpus.iter().fold(Aggregate::default(), sum)))
+            .filter(|Raw(key)| wanted(key.pid))
+            .filter_map(|key| Some((key.0, map.get(&key, 0).ok()?.iter().fold(Aggregate::default(), sum))))
             .collect()
     }
 

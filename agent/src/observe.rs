@@ -153,6 +153,8 @@ pub struct Observer {
     budget: Budget,
     counted: Counted,
     counted_ns: u64,
+    /// Counts of calls that came too late: nobody knows the process or the probe any more.
+    unclaimed: u64,
 }
 
 /// How to observe.
@@ -225,6 +227,7 @@ impl Observer {
             budget: Budget::new(options.limits, now),
             counted: Counted::default(),
             counted_ns: now,
+            unclaimed: 0,
         })
     }
 
@@ -350,14 +353,19 @@ impl Observer {
         }
     }
 
-    /// Takes what the kernel has counted of calls without records, of one process or all.
+    /// Takes what the kernel has counted of calls without records, of one process or all. Counts of one that is not known
+    /// stay where they are: its beginning, or its end, is still on its way.
     pub fn take_counts(&mut self, pid: Option<u32>, say: &mut dyn FnMut(Observation)) {
-        let now = self.kernel.aggregates();
+        let workers = &self.workers;
+        let now = self.kernel.aggregates(|of| pid.map_or_else(|| workers.contains(of), |pid| of == pid));
         let added = self.counted.take(&now);
         for (key, more) in added {
             self.budget.note(key.probe, more.count);
-            let Some(slot) = self.attacher.slot(key.probe) else { continue };
-            let Some(live) = self.workers.get_mut(key.pid) else { continue };
+            let (Some(slot), Some(live)) = (self.attacher.slot(key.probe), self.workers.get_mut(key.pid))
+            else {
+                self.unclaimed += more.count;
+                continue;
+            };
             announce(live, say);
             live.operations += more.count;
             let end_ns = more.sum_ns.checked_div(more.count).unwrap_or(0);
@@ -734,6 +742,14 @@ impl Observer {
     }
 
     fn exited(&mut self, life: &Life, say: &mut dyn FnMut(Observation)) {
+        // One whose calls were only counted, and whose beginning was not seen: they are a worker's, as records would be.
+        let pid = life.process.pid;
+        if !self.workers.contains(pid) {
+            let counts = self.kernel.aggregates(|of| of == pid);
+            if let Some(slot) = counts.iter().find_map(|(key, _)| self.attacher.slot(key.probe)).cloned() {
+                self.worker_of(life.process, &slot.versions, say);
+            }
+        }
         let end = |live: &mut Live| End {
             cpu_ns: Some(life.cpu_ns),
             peak_bytes: Some(life.peak_pages.saturating_mul(procfs::page_size())),
@@ -826,6 +842,7 @@ impl Observer {
             ("frame_abandoned", count(C::Abandoned)),
             ("no_capture", count(C::NoCapture)),
             ("count_map_full", count(C::LostAggregate)),
+            ("count_unclaimed", self.unclaimed),
             ("mappings_lost", self.mappings.lost()),
         ]
         .into_iter()

@@ -20,6 +20,8 @@ use crate::resolve::{
 const CATCH: &str = "__cxa_begin_catch";
 /// The unwinder's ways to start an exception: a throw, and `throw;` in a handler.
 const RAISE: [&str; 2] = ["_Unwind_RaiseException", "_Unwind_Resume_or_Rethrow"];
+/// How glibc begins to end a thread. It comes to a jump on arm64 only; see the kernel side.
+const FORCED: &str = "_Unwind_ForcedUnwind";
 /// Where a cleanup hands the exception on.
 const RESUME: &str = "_Unwind_Resume";
 /// The names under which C libraries export their jumps.
@@ -202,10 +204,11 @@ pub fn survey<'a>(bytes: &'a [u8], catalog: &Catalog) -> Result<Survey<'a>, Unre
         catalog.probes.iter().filter_map(|probe| Some((Arc::clone(probe), defined(probe)?))).collect();
     let is_of_interest = !found.is_empty() || elf.soname().is_some_and(is_ours);
     let similar = if is_of_interest { similar(&elf, catalog, &found) } else { Vec::new() };
+    let forced: &[&str] = if elf.machine() == Machine::Arm64 { &[FORCED] } else { &[] };
     let rest = Plan {
         probes: Vec::new(),
         caught: entries(&elf, &[CATCH]),
-        raised: entries(&elf, &RAISE),
+        raised: entries(&elf, &[&RAISE, forced].concat()),
         resumed: entries(&elf, &[RESUME]),
         jumped: entries(&elf, &JUMPS),
         has_freecad_config: elf.defines(identify::FREECAD_CONFIG_SYMBOL),

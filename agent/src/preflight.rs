@@ -122,7 +122,8 @@ fn check(name: &'static str, ok: bool, found: String, fix: &str) -> Check {
 
 fn check_machine() -> Check {
     let machine = std::env::consts::ARCH;
-    check("machine", machine == "x86_64", machine.to_owned(), "cadscope reads the registers of x86-64 only")
+    let ok = matches!(machine, "x86_64" | "aarch64");
+    check("machine", ok, machine.to_owned(), "cadscope reads the registers of x86-64 and arm64 only")
 }
 
 fn check_kernel(version: Option<(u32, u32)>) -> Check {

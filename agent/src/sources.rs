@@ -153,7 +153,7 @@ fn interpreter_of(proc: &Path, pid: u32, memory: &impl Memory) -> Result<Interpr
 fn symbols(proc: &Path, mapping: &Mapping) -> Option<(u64, u64)> {
     let bytes = attach::map(&discover::open_mapped(proc, mapping).ok()?).ok()?;
     let elf = ElfFile::parse(&bytes).ok()?;
-    let bias = mapping.start.wrapping_sub(elf.vaddr_of(FileOffset(mapping.offset))?.0);
+    let bias = mapping.start.wrapping_sub(elf.vaddr_of(FileOffset(mapping.offset), procfs::page_size())?.0);
     let address = |name| elf.find(name).map(|symbol| symbol.vaddr.0.wrapping_add(bias));
     Some((address(RUNTIME_SYMBOL)?, address(VERSION_SYMBOL)?))
 }

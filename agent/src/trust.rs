@@ -1,5 +1,6 @@
 //! Turns a file with certificates, or what the system has, into whom a TLS client trusts.
 
+use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -55,6 +56,27 @@ fn roots(path: &Path) -> Result<RootCertStore, TrustError> {
         return Err(wrong("holds no certificate".to_owned()));
     }
     Ok(roots)
+}
+
+/// Why a request failed, down to its first cause; what is refused of a server's certificate, in plain words.
+#[must_use]
+pub fn why(error: &(dyn Error + 'static)) -> String {
+    let mut said = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let text = inner.to_string();
+        if !said.ends_with(&text) {
+            said = format!("{said}: {text}");
+        }
+        cause = inner.source();
+    }
+    // As the checks of certificates name it.
+    if said.contains("CaUsedAsEndEntity") {
+        return format!(
+            "the server's certificate is itself a CA: it needs one of its own, signed by that CA and with CA:FALSE ({said})"
+        );
+    }
+    said
 }
 
 #[cfg(test)]

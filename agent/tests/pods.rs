@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use cadscope::container::Container;
 use cadscope::export::pods::{Labels, Pods};
+use opentelemetry_http::hyper::HyperClient;
+use opentelemetry_http::{Bytes, HttpClient as _, Request};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
@@ -23,8 +25,8 @@ fn openssl(folder: &Path, arguments: &str) {
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
 }
 
-/// Answers each request on a connection of its own; its address.
-fn serve(folder: &Path) -> String {
+/// Answers each request on a connection of its own, as the owner of this certificate of the folder's; its address.
+fn serve_as(folder: &Path, name: &str) -> String {
     openssl(
         folder,
         "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=authority -keyout ca.key -out ca.crt",
@@ -35,8 +37,8 @@ fn serve(folder: &Path) -> String {
         folder,
         "x509 -req -in api.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile names -out api.crt",
     );
-    let chain = vec![CertificateDer::from_pem_file(folder.join("api.crt")).unwrap()];
-    let key = PrivateKeyDer::from_pem_file(folder.join("api.key")).unwrap();
+    let chain = vec![CertificateDer::from_pem_file(folder.join(format!("{name}.crt"))).unwrap()];
+    let key = PrivateKeyDer::from_pem_file(folder.join(format!("{name}.key"))).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config =
         rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
@@ -71,6 +73,10 @@ fn serve(folder: &Path) -> String {
     format!("https://127.0.0.1:{port}")
 }
 
+fn serve(folder: &Path) -> String {
+    serve_as(folder, "api")
+}
+
 fn container(pod: &str, uid: &str) -> Container {
     Container {
         namespace: "cad".to_owned(),
@@ -91,6 +97,15 @@ fn labels(pods: &Pods, container: &Container, limit: Duration) -> Option<Labels>
     }
 }
 
+/// The failed request is counted, and not made again for a minute.
+fn fails_once(pods: &Pods) {
+    let end = Instant::now() + Duration::from_secs(60);
+    while pods.errors() == 0 && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(pods.errors(), 1);
+}
+
 #[test]
 fn labels_come_over_tls_to_whoever_has_the_token() {
     let folder = tempfile::tempdir().unwrap();
@@ -105,7 +120,9 @@ fn labels_come_over_tls_to_whoever_has_the_token() {
     assert_eq!(labels(&pods, &container("gone", "u-3"), long), Some(Labels::default()));
     // The token is read anew for each pod. A refusal is no answer: it may be mended.
     std::fs::write(folder.path().join("token"), "wrong").unwrap();
+    assert_eq!(pods.errors(), 0);
     assert_eq!(labels(&pods, &container("other", "u-4"), Duration::from_secs(1)), None);
+    fails_once(&pods);
 }
 
 #[test]
@@ -116,4 +133,21 @@ fn a_server_of_another_authority_is_told_nothing() {
     std::fs::write(other.path().join("token"), "secret").unwrap();
     let pods = Pods::of(api, other.path().to_owned()).unwrap();
     assert_eq!(labels(&pods, &container("gear", "u-1"), Duration::from_secs(2)), None);
+    fails_once(&pods);
+}
+
+#[test]
+fn a_server_whose_certificate_is_a_ca_is_refused_in_plain_words() {
+    let folder = tempfile::tempdir().unwrap();
+    let api = serve_as(folder.path(), "ca");
+    let tls = cadscope::trust::client(Some(&folder.path().join("ca.crt"))).unwrap();
+    let connector = hyper_rustls::HttpsConnectorBuilder::new().with_tls_config(tls).https_only();
+    let request = Request::get(api).body(Bytes::new()).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let answer = runtime.block_on(async {
+        let client = HyperClient::new(connector.enable_http1().build(), Duration::from_secs(60), None);
+        client.send_bytes(request).await
+    });
+    let said = cadscope::trust::why(&*answer.unwrap_err());
+    assert!(said.starts_with("the server's certificate is itself a CA: "), "{said}");
 }

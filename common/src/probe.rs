@@ -18,12 +18,14 @@ pub const MAX_PROBES: u32 = 4096;
 
 /// Where a fetch starts.
 pub mod base {
-    /// First integer argument (`this` of a method): rdi.
+    /// First integer argument (`this` of a method): rdi, x0.
     pub const ARG0: u8 = 0;
-    /// Second to sixth integer argument: rsi, rdx, rcx, r8, r9 follow as 1–5.
+    /// Second to sixth integer argument: rsi, rdx, rcx, r8, r9 follow as 1–5; x1 to x5.
     pub const ARG5: u8 = 5;
     /// The return value; only at the leave edge and only where the site knows its register.
     pub const RETURN: u8 = 6;
+    /// Where a result is to be put that is returned by value: x8 of arm64. On x86-64 it is the first argument.
+    pub const RESULT_PLACE: u8 = 7;
     /// A word fetched earlier in the same operation: `WORD0 + n`.
     pub const WORD0: u8 = 16;
 }

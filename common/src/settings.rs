@@ -19,7 +19,7 @@ pub struct KernelOffsets {
     pub task_pid: u32,
     /// `task_struct::tgid`.
     pub task_tgid: u32,
-    /// `task_struct::thread.fsbase`.
+    /// `task_struct::thread.fsbase` of x86-64, else [`ABSENT`].
     pub task_fsbase: u32,
     /// `task_struct::sas_ss_sp`.
     pub task_sas_ss_sp: u32,

@@ -18,7 +18,7 @@ use cadscope_common::{
 };
 
 use crate::{
-    aggregate, emit,
+    aggregate, emit, machine,
     maps::{
         CAPTURES, Lowest, PROBES, RESIDENT, TARGETS, THREADS, WORKERS, ZERO_CAPTURE, ZERO_THREAD, count,
         setting,
@@ -90,20 +90,10 @@ pub fn now_ns() -> u64 {
     unsafe { bpf_ktime_get_ns() }
 }
 
-/// Reads one register. Volatile: the verifier allows no computed place in the context, and the compiler would like to
-/// choose between two registers by choosing their offset.
-macro_rules! register {
-    ($ctx:expr, $name:ident) => {
-        // SAFETY: the context is a pt_regs for the whole program.
-        unsafe { core::ptr::read_volatile(&raw const (*$ctx.regs).$name) }
-    };
-}
-pub(crate) use register;
-
 /// The slot that a site's cookie leads to.
 #[inline(always)]
 pub fn slot_of(ctx: &ProbeContext, cookie: Cookie) -> u64 {
-    let (sp, fp) = (register!(ctx, rsp), register!(ctx, rbp));
+    let (sp, fp) = (machine::stack_pointer(ctx), machine::frame_pointer(ctx));
     let register = match cookie.base() {
         Base::StackPointer => sp,
         Base::FramePointer => fp,
@@ -129,12 +119,6 @@ fn frame(thread: *mut Thread, index: u32) -> *mut Frame {
 fn registers(thread: *mut Thread) -> *mut u64 {
     // SAFETY: inside the thread's scratch.
     unsafe { (&raw mut (*thread).scratch.registers).cast() }
-}
-
-#[inline(always)]
-fn put(registers: *mut u64, number: usize, value: u64) {
-    // SAFETY: the mask keeps the index inside the array.
-    unsafe { *registers.add(number & 15) = value };
 }
 
 #[inline(always)]
@@ -183,12 +167,7 @@ fn enter(ctx: &ProbeContext) -> Option<()> {
         match capture_of(thread, tid, depth) {
             Some(record) => {
                 let registers = registers(thread);
-                put(registers, 7, register!(ctx, rdi));
-                put(registers, 6, register!(ctx, rsi));
-                put(registers, 2, register!(ctx, rdx));
-                put(registers, 1, register!(ctx, rcx));
-                put(registers, 8, register!(ctx, r8));
-                put(registers, 9, register!(ctx, r9));
+                machine::keep_arguments(ctx, registers);
                 // SAFETY: a record that only this thread touches.
                 unsafe { (*record).unread = 0 };
                 fetch(program, record, edge::ENTER, registers, u32::from(RETURN_NOT_FINAL));
@@ -288,7 +267,7 @@ fn leave(ctx: &ProbeContext) -> Option<()> {
     }
     // What lies above an abandoned frame is not known here.
     if top_slot != slot || state & READS_AT_LEAVE != 0 {
-        keep_registers(ctx, registers(thread));
+        machine::keep_registers(ctx, registers(thread));
     }
     let returned = u32::from(cookie.return_register());
     let ending = Ending { by: ended_by::RETURN, ..Ending::now(thread, end_ns) };
@@ -303,26 +282,6 @@ fn leave(ctx: &ProbeContext) -> Option<()> {
         count(Counter::ReturnWithoutEntry);
     }
     Some(())
-}
-
-#[inline(always)]
-fn keep_registers(ctx: &ProbeContext, to: *mut u64) {
-    // All, not a match: the verifier would walk the rest once for each register.
-    put(to, 0, register!(ctx, rax));
-    put(to, 1, register!(ctx, rcx));
-    put(to, 2, register!(ctx, rdx));
-    put(to, 3, register!(ctx, rbx));
-    put(to, 5, register!(ctx, rbp));
-    put(to, 6, register!(ctx, rsi));
-    put(to, 7, register!(ctx, rdi));
-    put(to, 8, register!(ctx, r8));
-    put(to, 9, register!(ctx, r9));
-    put(to, 10, register!(ctx, r10));
-    put(to, 11, register!(ctx, r11));
-    put(to, 12, register!(ctx, r12));
-    put(to, 13, register!(ctx, r13));
-    put(to, 14, register!(ctx, r14));
-    put(to, 15, register!(ctx, r15));
 }
 
 /// The state of this thread, made if this is its first call.
@@ -388,9 +347,6 @@ fn fetch(program: *const ProbeProgram, record: *mut Operation, at: u8, registers
     }
 }
 
-/// x86 numbers of the registers with the arguments, the first in the lowest four bits.
-const ARGUMENTS: u32 = 0x98_1267;
-
 #[inline(always)]
 fn fetch_one(
     fetch: &cadscope_common::probe::Fetch,
@@ -399,13 +355,13 @@ fn fetch_one(
     returned: u32,
 ) -> bool {
     let from = fetch.base;
-    let mut value = if from <= base::RETURN {
-        let is_argument = from <= base::ARG5;
+    let mut value = if from <= machine::LAST_REGISTER {
+        let is_argument = from != base::RETURN;
         // Arguments are there at the entry, a returned value at the exit.
         if is_argument != (fetch.edge == edge::ENTER) || !is_argument && returned > 15 {
             return false;
         }
-        let number = if is_argument { ARGUMENTS >> (4 * u32::from(from)) } else { returned };
+        let number = if is_argument { machine::ARGUMENTS >> (4 * u32::from(from)) } else { returned };
         // Else the compiler, which knows that the mask is not needed, leaves it out, and the verifier does not know.
         let number = core::hint::black_box(number);
         // SAFETY: the mask keeps the index inside the array.

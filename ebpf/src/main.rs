@@ -20,6 +20,7 @@
 mod aggregate;
 mod call;
 mod emit;
+mod machine;
 mod maps;
 mod memory;
 mod process;

@@ -8,6 +8,7 @@ use cadscope_common::record::{Fate, Life, ended_by, record_kind};
 use crate::{
     call::{BPF_NOEXIST, Ending, close_all, forget, ids, now_ns},
     emit,
+    machine::{SYS_EXIT, SYS_EXIT_GROUP},
     maps::{ENDED, EXECUTED, FATES, RESIDENT, TARGETS, THREADS, WORKERS, setting},
     task::{current, current_task, kernel, key_of, system_call},
 };
@@ -24,8 +25,6 @@ const FAULTS: u64 = 1 << 4 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 8 | 1 << 11 | 1 << 
 const ENDS: u64 =
     FAULTS | 1 << 1 | 1 << 2 | 1 << 3 | 1 << 9 | 1 << 13 | 1 << 14 | 1 << 15 | 1 << 24 | 1 << 25;
 const EEXIST: i64 = -17;
-const SYS_EXIT: u64 = 60;
-const SYS_EXIT_GROUP: u64 = 231;
 
 #[raw_tracepoint(tracepoint = "sched_process_fork")]
 pub fn process_forked(ctx: RawTracePointContext) -> i32 {

@@ -5,7 +5,7 @@ use aya_ebpf::helpers::generated::{
 };
 use cadscope_common::record::ProcessKey;
 
-use crate::maps::setting;
+use crate::{machine, maps::setting};
 
 /// Reads a plain value from kernel memory; zero if it cannot be read.
 #[inline(always)]
@@ -43,10 +43,6 @@ pub fn current(pid: u32) -> ProcessKey {
     key_of(current_task(), pid)
 }
 
-/// `pt_regs::orig_ax` and `pt_regs::sp` on x86-64.
-const ORIG_AX: u32 = 120;
-const SP: u32 = 152;
-
 /// The number of the system call that the current task is in, and its stack pointer outside of the kernel.
 #[inline(always)]
 pub fn system_call() -> (u64, u64) {
@@ -54,5 +50,5 @@ pub fn system_call() -> (u64, u64) {
     let task = unsafe { bpf_get_current_task_btf() };
     // SAFETY: the task is the kernel's own pointer.
     let registers = unsafe { bpf_task_pt_regs(task) } as u64;
-    (kernel(registers, ORIG_AX), kernel(registers, SP))
+    machine::system_call(registers)
 }

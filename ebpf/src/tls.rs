@@ -18,8 +18,9 @@ use cadscope_common::{
 };
 
 use crate::{
-    call::{cookie_of, ids, now_ns, register, slot_of},
+    call::{cookie_of, ids, now_ns, slot_of},
     emit,
+    machine::{argument, returned},
     maps::{CONNECTIONS, READINGS, ZERO_CONNECTION, count},
     stack, task, user,
 };
@@ -128,7 +129,7 @@ pub fn tls_write(ctx: ProbeContext) -> u32 {
 fn write(ctx: &ProbeContext) -> Option<()> {
     let now = now_ns();
     let (pid, _) = ids();
-    let (ssl, buffer) = (register!(ctx, rdi), register!(ctx, rsi));
+    let (ssl, buffer) = (argument::<0>(ctx), argument::<1>(ctx));
     let size = size_of_buffer(ctx, function::WRITE)?;
     let key = ConnectionKey { pid, padding: 0, ssl };
     let mut offset = 0;
@@ -162,7 +163,7 @@ fn write(ctx: &ProbeContext) -> Option<()> {
 /// How many bytes a function is given, by its cookie; nothing if none.
 #[inline(always)]
 fn size_of_buffer(ctx: &ProbeContext, with_int: u16) -> Option<u64> {
-    let size = register!(ctx, rdx);
+    let size = argument::<2>(ctx);
     let size =
         if cookie_of(ctx).probe() == u32::from(with_int) { size as u32 as i32 as i64 as u64 } else { size };
     if size == 0 || size > i64::MAX as u64 { None } else { Some(size) }
@@ -380,15 +381,15 @@ pub fn tls_read(ctx: ProbeContext) -> u32 {
 #[inline(always)]
 fn read(ctx: &ProbeContext) -> Option<()> {
     let (pid, tid) = ids();
-    let ssl = register!(ctx, rdi);
+    let ssl = argument::<0>(ctx);
     let connection = CONNECTIONS.get_ptr_mut(&ConnectionKey { pid, padding: 0, ssl })?;
     if get!((*connection).sent) == 1 {
         return None;
     }
     let cookie = cookie_of(ctx);
-    let says = register!(ctx, rcx);
+    let says = argument::<3>(ctx);
     let count = if cookie.probe() == u32::from(function::READ_EX) { says } else { 0 };
-    let reading = Reading { ssl, buffer: register!(ctx, rsi), count, slot: slot_of(ctx, cookie) };
+    let reading = Reading { ssl, buffer: argument::<1>(ctx), count, slot: slot_of(ctx, cookie) };
     READINGS.insert(&tid, &reading, 0).ok()
 }
 
@@ -435,28 +436,6 @@ fn read_end(ctx: &ProbeContext) -> Option<()> {
         finish(connection);
     }
     Some(())
-}
-
-/// The register that holds the returned value. All are read first: the verifier allows no computed place in the context.
-#[inline(always)]
-fn returned(ctx: &ProbeContext, number: u32) -> u64 {
-    let (rax, rcx, rdx, rbx) =
-        (register!(ctx, rax), register!(ctx, rcx), register!(ctx, rdx), register!(ctx, rbx));
-    let (rbp, r12, r13, r14) =
-        (register!(ctx, rbp), register!(ctx, r12), register!(ctx, r13), register!(ctx, r14));
-    let r15 = register!(ctx, r15);
-    match number {
-        0 => rax,
-        1 => rcx,
-        2 => rdx,
-        3 => rbx,
-        5 => rbp,
-        12 => r12,
-        13 => r13,
-        14 => r14,
-        15 => r15,
-        _ => 0,
-    }
 }
 
 /// Passes over what is to come of a body or a chunk, or parses the next piece of a buffer as part of a response up to
@@ -635,7 +614,7 @@ pub fn tls_free(ctx: ProbeContext) -> u32 {
 #[inline(always)]
 fn free(ctx: &ProbeContext) -> Option<()> {
     let (pid, _) = ids();
-    let key = ConnectionKey { pid, padding: 0, ssl: register!(ctx, rdi) };
+    let key = ConnectionKey { pid, padding: 0, ssl: argument::<0>(ctx) };
     let connection = CONNECTIONS.get_ptr_mut(&key)?;
     if get!((*connection).exchange.end_ns) == 0 {
         // Never answered.

@@ -12,9 +12,10 @@ use cadscope_common::{
 };
 
 use crate::{
-    call::{Ending, Left, STACK_SPAN, close_left, cookie_of, ids, now_ns, register, slot_of},
+    call::{Ending, Left, STACK_SPAN, close_left, cookie_of, ids, now_ns, slot_of},
     emit,
-    maps::{THREADS, setting},
+    machine::{ENDS_THREADS_BY_JUMP, argument, jump_target},
+    maps::THREADS,
     stack, task, user,
 };
 
@@ -106,8 +107,11 @@ pub fn exception_raised(ctx: ProbeContext) -> u32 {
 #[inline(always)]
 fn raised(ctx: &ProbeContext) -> Option<()> {
     let (_, _, thread) = open_thread()?;
-    let header = register!(ctx, rdi);
+    let header = argument::<0>(ctx);
     if !is_cpp(header) {
+        if ENDS_THREADS_BY_JUMP && user::read_u64(header) == Some(0) {
+            note_forced(thread, header);
+        }
         return None;
     }
     // An older one with this address is over: its memory has been used again.
@@ -125,6 +129,21 @@ fn raised(ctx: &ProbeContext) -> Option<()> {
     Some(())
 }
 
+/// Notes that glibc unwinds the whole thread to end it, and will jump out of that to where the thread began: the end of
+/// what is open is the thread's. Nothing else is told of an unwinding with this address.
+#[inline(always)]
+fn note_forced(thread: *mut Thread, header: u64) {
+    let place = flights(thread);
+    // SAFETY: the thread's state is touched by the thread itself only.
+    let depth = unsafe { (*thread).depth };
+    if depth > floor(thread) && place < MAX_FLIGHTS as u64 {
+        // SAFETY: inside the thread's flights.
+        unsafe { *flight(thread, place) = Flight { header: header | 1, floor: u64::from(depth) } };
+        // SAFETY: as above.
+        unsafe { (*thread).flights = place + 1 };
+    }
+}
+
 #[uprobe]
 pub fn cleanup_ended(ctx: ProbeContext) -> u32 {
     stack::keep_to_the_task();
@@ -135,7 +154,7 @@ pub fn cleanup_ended(ctx: ProbeContext) -> u32 {
 #[inline(always)]
 fn resumed(ctx: &ProbeContext) -> Option<()> {
     let (pid, tid, thread) = open_thread()?;
-    let (slot, header) = (slot_of(ctx, cookie_of(ctx)), register!(ctx, rdi));
+    let (slot, header) = (slot_of(ctx, cookie_of(ctx)), argument::<0>(ctx));
     let place = place_of(thread, header);
     let known = place < flights(thread);
     if !known && !is_cpp(header) {
@@ -164,7 +183,7 @@ pub fn exception_caught(ctx: ProbeContext) -> u32 {
 #[inline(always)]
 fn caught(ctx: &ProbeContext) -> Option<()> {
     let (pid, tid, thread) = open_thread()?;
-    let (slot, header) = (slot_of(ctx, cookie_of(ctx)), register!(ctx, rdi));
+    let (slot, header) = (slot_of(ctx, cookie_of(ctx)), argument::<0>(ctx));
     let place = place_of(thread, header);
     close_left_by(thread, pid, tid, header, slot, floor_under(thread, place));
     // SAFETY: the thread's state is touched by the thread itself only.
@@ -235,33 +254,11 @@ pub fn jumped(ctx: ProbeContext) -> u32 {
     0
 }
 
-/// The stack pointer lies at this offset of glibc's and musl's `jmp_buf`.
-const JMP_BUF_RSP: u64 = 48;
-/// glibc's pointer guard lies at this offset from the thread pointer.
-const POINTER_GUARD: u64 = 0x30;
-
 #[inline(always)]
 fn jump(ctx: &ProbeContext) -> Option<()> {
     let (_, tid, thread) = open_thread()?;
-    let buffer = register!(ctx, rdi);
-    let stored = user::read_u64(buffer.wrapping_add(JMP_BUF_RSP))?;
-    let target = if is_stack_pointer(stored) {
-        stored
-    } else {
-        let fsbase = task::current_u64(setting!(offsets.task_fsbase));
-        let guard = user::read_u64(fsbase.wrapping_add(POINTER_GUARD))?;
-        stored.rotate_right(0x11) ^ guard
-    };
-    if is_stack_pointer(target) {
-        let ending = Ending::now(thread, now_ns());
-        let left = Left { below: target, floor: floor(thread), off_signal_stack: 1 };
-        close_left(thread, tid, &left, &ending);
-    }
+    let below = jump_target(argument::<0>(ctx))?;
+    let ending = Ending::now(thread, now_ns());
+    close_left(thread, tid, &Left { below, floor: floor(thread), off_signal_stack: 1 }, &ending);
     Some(())
-}
-
-/// Whether a number can be a stack pointer; glibc's mangled ones look so once in 2^20.
-#[inline(always)]
-fn is_stack_pointer(number: u64) -> bool {
-    number >> 47 == 0 && number & 7 == 0 && number != 0
 }

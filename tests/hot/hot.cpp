@@ -1,9 +1,13 @@
 // Turns lines of its input into calls: `warm|blazing CALLS RATE THREADS` has each thread make so many calls, so many a
-// second (0 = as fast as it goes), and is answered with how many were made and the sum of what they returned.
+// second (0 = as fast as it goes), and is answered with how many were made and the sum of what they returned. `crowd COUNT 0 1`
+// has so many processes, one after another, call 64 functions once each.
 #include <chrono>
 #include <cstdio>
 #include <cstring>
+#include <sys/wait.h>
 #include <thread>
+#include <unistd.h>
+#include <utility>
 #include <vector>
 
 // Begin and end on an instruction that the kernel emulates, as most functions do.
@@ -29,6 +33,26 @@ extern "C" [[gnu::noipa, gnu::visibility("default")]] long deep(long number) {
     return below + 1;
 }
 
+template <int N> [[gnu::noipa, gnu::visibility("default")]] long crowd(long number) {
+    asm volatile("nop" : "+r"(number));
+    number += N;
+    asm volatile("nop" : "+r"(number));
+    return number;
+}
+
+template <int... N> static long all_of_the_crowd(std::integer_sequence<int, N...>) { return (crowd<N>(0) + ...); }
+
+static long crowds(long processes) {
+    long well = 0;
+    for (long made = 0; made < processes; made++) {
+        const pid_t child = fork();
+        if (child == 0) _exit(all_of_the_crowd(std::make_integer_sequence<int, 64>()) == 64 * 63 / 2 ? 0 : 1);
+        int status = 1;
+        well += child > 0 && waitpid(child, &status, 0) == child && status == 0;
+    }
+    return well;
+}
+
 static long call(long (*function)(long), long calls, double rate) {
     using clock = std::chrono::steady_clock;
     const auto begin = clock::now();
@@ -49,6 +73,11 @@ int main() {
     while (scanf("%15s %ld %lf %d", name, &calls, &rate, &threads) == 4) {
         if (strcmp(name, "deep") == 0) {
             printf("%ld %ld\n", calls, deep(calls));
+            fflush(stdout);
+            continue;
+        }
+        if (strcmp(name, "crowd") == 0) {
+            printf("%ld %ld\n", calls, crowds(calls));
             fflush(stdout);
             continue;
         }

@@ -3,7 +3,8 @@
 //! A block ` ```console run ` is run by the test of the documentation, ` ```console long ` by its long form, in the checkout;
 //! ` ```console by=NAME ` by the test program of that name, which has the machine for it ([`Commands`]). What a comment
 //! `<!-- before: COMMAND -->` above a block says is run before it. A block with `file=NAME` is that file. In what a command
-//! prints, `…` stands for any text and a line `[…]` for any lines.
+//! prints, `…` stands for any text and a line `[…]` for any lines; in a block with `like` no number, bar or order is meant, but
+//! each of its lines is printed.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -222,6 +223,35 @@ pub fn matches(said: &[String], printed: &str) -> Result<()> {
     Ok(())
 }
 
+/// Whether a command printed each line of the page, whatever their order and numbers.
+///
+/// # Errors
+/// The first line that it did not print.
+pub fn is_like(said: &[String], printed: &str) -> Result<()> {
+    let outlines: Vec<String> = printed.lines().map(outline).collect();
+    for line in said.iter().filter(|line| *line != "[…]" && !line.is_empty()) {
+        let wanted = outline(line);
+        ensure!(
+            outlines.iter().any(|printed| fits(&wanted, printed)),
+            "nothing like `{line}` in:\n{printed}"
+        );
+    }
+    Ok(())
+}
+
+/// The words of a line that are the same in each run: no numbers with their units, no bars, no place in a script.
+fn outline(line: &str) -> String {
+    let drawn = |c: char| ('\u{2500}'..='\u{259f}').contains(&c);
+    let is_same = |word: &&str| {
+        let bare = word.trim_matches(|c: char| ",()+".contains(c));
+        !bare.starts_with(|c: char| c.is_ascii_digit())
+            && !["s", "ms", "µs", "MiB", "·"].contains(&bare)
+            && !bare.contains(".py:")
+    };
+    let text = line.replace(drawn, " ");
+    text.split_whitespace().filter(is_same).collect::<Vec<_>>().join(" ")
+}
+
 fn fits(pattern: &str, line: &str) -> bool {
     let mut parts = pattern.split('…');
     let first = parts.next().unwrap_or_default();
@@ -272,6 +302,19 @@ mod tests {
         assert!(ok(&["a", "[…]"], "a\nb\nc\n") && ok(&["[…]", "a", "[…]"], "a\n"));
         assert!(ok(&["a … c"], "a b c\n") && !ok(&["a … c"], "a b c d\n") && ok(&["…c…"], "abcd\n"));
         assert!(ok(&["1 … 1"], "1 x 1 1\n"));
+    }
+
+    #[test]
+    fn lines_are_alike_whatever_their_numbers() {
+        let like = |said: &str, printed: &str| is_like(&[said.to_owned()], printed).is_ok();
+        let printed =
+            "  1.21 s     307 ms        ▐▉      └ boolean common +25 MiB  job.py:29\nfillet  7  ·  23.7 ms\n";
+        assert!(like("1.3 s   90 µs ▉   boolean common", printed) && like("fillet 1 1 2 s", printed));
+        assert!(like("[…]", "") && like("… × boolean (total 3 ms)", "  … 83 × boolean (total 993 ms)"));
+        assert!(
+            !like("boolean", printed) && !like("boolean union 3 ms", printed) && !like("chamfer", printed)
+        );
+        assert!(!like("a{b=\"1\"} 1", "a{b=\"2\"} 1") && like("a{b=\"1\"} 1", "a{b=\"1\"} 2"));
     }
 
     #[test]

@@ -130,6 +130,38 @@ pub fn start(arguments: &[&str]) -> Result<(Agent, Hot, TempDir)> {
     Ok((agent, hot, folder))
 }
 
+/// Has so many processes, one after another, call each function of the crowd once; how many calls that are.
+///
+/// # Errors
+/// One returned another number, or the program is gone.
+pub fn crowd(hot: &mut Hot, processes: u32) -> Result<f64> {
+    writeln!(hot.input, "crowd {processes} 0 1")?;
+    let mut line = String::new();
+    hot.output.read_line(&mut line)?;
+    ensure!(line.trim() == format!("{processes} {processes}"), "another result: {line}");
+    Ok(f64::from(processes) * f64::from(CROWD))
+}
+
+/// Functions of the crowd.
+const CROWD: u32 = 64;
+
+/// A catalogue of the crowd, in the folder of the other, all with one metric.
+///
+/// # Errors
+/// It cannot be written.
+pub fn catalog_of_the_crowd(folder: &TempDir) -> Result<String> {
+    let probe = |number: u32| {
+        format!(
+            "[[probe]]\nid = \"hot.crowd{number}\"\nfunction = \"crowd<{number}>(long)\"\n\
+             symbols = [\"_Z5crowdILi{number}EEll\"]\ntitle = \"crowd\"\nmetric = \"hot_crowd_seconds\"\n\
+             help = \"Time of a call.\"\n"
+        )
+    };
+    let path = folder.path().join("crowd.toml");
+    fs::write(&path, (0..CROWD).map(probe).collect::<String>())?;
+    Ok(path.to_str().context("path is not UTF-8")?.to_owned())
+}
+
 /// Calls of `warm` that have been counted.
 #[must_use]
 pub fn counted(metrics: &Metrics) -> f64 {

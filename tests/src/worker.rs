@@ -62,6 +62,10 @@ fn source_folder() -> PathBuf {
 pub fn build(variant: &str) -> Result<Worker> {
     let (name, flags) =
         VARIANTS.into_iter().find(|v| v.0 == variant).with_context(|| format!("no variant {variant}"))?;
+    if let Some(workers) = compiled_elsewhere() {
+        let catalog = std::env::temp_dir().join(format!("torture-{name}.toml"));
+        return Worker::at(name, &workers.join(name), catalog);
+    }
     let compiler = crate::node::tool("g++", "g++")?;
     let mut hash = DefaultHasher::new();
     flags.hash(&mut hash);
@@ -73,16 +77,12 @@ pub fn build(variant: &str) -> Result<Worker> {
     if !catalog.is_file() {
         compile(&compiler, flags, &folder)?;
     }
-    let program = folder.join("torture");
-    let list = run(Command::new(&program).arg("--list"), Duration::from_secs(10))?;
-    let scenarios = list
-        .stdout
-        .lines()
-        .filter_map(|line| line.split_once(' '))
-        .map(|(name, life)| Scenario { name: name.to_owned(), ends: life == "ends" })
-        .collect::<Vec<_>>();
-    ensure!(!scenarios.is_empty(), "{} lists no scenarios: {list:?}", program.display());
-    Ok(Worker { variant: name, program, catalog, scenarios })
+    Worker::at(name, &folder, catalog)
+}
+
+/// Where all programs are, compiled before: by `cargo xtask vm` for a guest that has no compiler.
+fn compiled_elsewhere() -> Option<PathBuf> {
+    std::env::var_os("CADSCOPE_WORKERS").map(PathBuf::from)
 }
 
 /// The sources of all programs of one file.
@@ -95,6 +95,9 @@ pub const PROGRAMS: [&str; 2] = ["memory/memory.cpp", "sleep/sleep.cpp"];
 pub fn build_program(source: &str) -> Result<PathBuf> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
     let name = source.file_stem().and_then(|name| name.to_str()).context("source has no name")?;
+    if let Some(workers) = compiled_elsewhere() {
+        return Ok(workers.join(name));
+    }
     let mut hash = DefaultHasher::new();
     fs::read(&source).with_context(|| source.display().to_string())?.hash(&mut hash);
     let program = crate::node::cache()?.join(format!("{name}-{:016x}", hash.finish()));
@@ -122,13 +125,34 @@ fn compile(compiler: &Path, flags: &[&str], folder: &Path) -> Result<()> {
         let ended = run(command.current_dir(source_folder()), Duration::from_secs(300))?;
         ensure!(ended.code == 0, "{command:?} failed:\n{}", ended.stderr);
     }
-    let ended = run(Command::new(folder.join("torture")).arg("--catalog"), Duration::from_secs(10))?;
+    // Last: it says that the build is whole.
+    write_catalog(&folder.join("torture"), &folder.join("catalog.toml"))
+}
+
+fn write_catalog(program: &Path, catalog: &Path) -> Result<()> {
+    let ended = run(Command::new(program).arg("--catalog"), crate::node::patient(Duration::from_secs(10)))?;
     ensure!(ended.code == 0, "torture --catalog failed: {ended:?}");
-    fs::write(folder.join("catalog.toml"), ended.stdout)?; // last: it says that the build is whole
-    Ok(())
+    Ok(fs::write(catalog, ended.stdout)?)
 }
 
 impl Worker {
+    /// The one in this folder.
+    fn at(variant: &'static str, folder: &Path, catalog: PathBuf) -> Result<Self> {
+        let program = folder.join("torture");
+        if !catalog.is_file() {
+            write_catalog(&program, &catalog)?;
+        }
+        let list = run(Command::new(&program).arg("--list"), crate::node::patient(Duration::from_secs(10)))?;
+        let scenarios = list
+            .stdout
+            .lines()
+            .filter_map(|line| line.split_once(' '))
+            .map(|(name, life)| Scenario { name: name.to_owned(), ends: life == "ends" })
+            .collect::<Vec<_>>();
+        ensure!(!scenarios.is_empty(), "{} lists no scenarios: {list:?}", program.display());
+        Ok(Self { variant, program, catalog, scenarios })
+    }
+
     /// Runs scenarios with nobody watching, or with whoever watches the node; with the worker's own record.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use cadscope_tests::document::{Block, anchors, blocks, links, matches};
+use cadscope_tests::document::{Block, anchors, blocks, is_like, links, matches};
 use cadscope_tests::node::{cadscope, full, require_root, scratch, tool};
 use cadscope_tests::run::run;
 
@@ -48,6 +48,13 @@ fn pages() -> Result<Vec<PathBuf>> {
 fn listed() -> Result<Vec<PathBuf>> {
     let summary = links(&read(Path::new("docs/SUMMARY.md"))?);
     Ok(summary.into_iter().map(|link| Path::new("docs").join(link)).collect())
+}
+
+/// The pages whose commands users type.
+fn typed() -> Result<Vec<PathBuf>> {
+    let mut pages = listed()?;
+    pages.push(PathBuf::from("README.md"));
+    Ok(pages)
 }
 
 fn read(page: &Path) -> Result<String> {
@@ -207,12 +214,13 @@ fn the_site_has_every_page_and_every_link_in_it_leads_somewhere() -> Result<()> 
 
 #[test]
 fn every_command_says_which_test_runs_it() -> Result<()> {
-    for page in listed()? {
+    for page in typed()? {
         for block in blocks(&read(&page)?).with_context(|| page.display().to_string())? {
             let place = format!("{}:{}", page.display(), block.line);
             for shell in ["sh", "bash", "shell", "shell-session"] {
                 ensure!(!block.is(shell), "{place}: write ```console with `$ ` before each command");
             }
+            ensure!(!block.is("text") || !block.text.starts_with("$ "), "{place}: write ```console");
             if block.is("console") {
                 let ways = [block.has("run"), block.has("long"), block.by().is_some()];
                 ensure!(
@@ -241,7 +249,7 @@ fn the_commands_of_the_documentation_do_what_it_says() -> Result<()> {
     let _node = require_root()?;
     let mut wrong = Vec::new();
     let mut commands = 0;
-    for page in listed()? {
+    for page in typed()? {
         let blocks = blocks(&read(&page)?)?;
         let is_run = |block: &Block| block.has("run") || (full() && block.has("long"));
         if !blocks.iter().any(is_run) {
@@ -282,6 +290,11 @@ fn check(block: &Block, folder: &Path) -> Result<()> {
     }
     let path = format!("{}:{}", bin.display(), std::env::var("PATH")?);
     let mut shell = Command::new("bash");
+    // What a page calls by its path in the checkout.
+    let checkout = folder.join("xtask");
+    if !checkout.exists() {
+        std::os::unix::fs::symlink(root().join("xtask"), checkout)?;
+    }
     shell.env("PATH", path).env("QT_QPA_PLATFORM", "offscreen").env("RUST_LOG", "error");
     let ended = if block.has("long") {
         let script = script.replace("/usr/local/bin/", &own);
@@ -297,7 +310,8 @@ fn check(block: &Block, folder: &Path) -> Result<()> {
         ensure!(code.trim() == "0", "`{}` exits with {code}:\n{output}\n{}", step.command, ended.stderr);
         // The mark stands on a line of its own.
         let own = output.strip_suffix('\n').unwrap_or(&output);
-        matches(&step.prints, own)
+        let compare = if block.has("like") { is_like } else { matches };
+        compare(&step.prints, own)
             .with_context(|| format!("`{}`, which also said: {}", step.command, ended.stderr))?;
         output = rest.to_owned();
     }

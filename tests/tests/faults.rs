@@ -1,22 +1,28 @@
 //! Promise: what a node can suffer harms no worker, loses nothing silently, and is over when it is over: no descriptors, no
-//! disk, frozen workers, an agent that is stopped or killed for memory, two agents, a server that is dead.
+//! disk, no room in maps, refused links, frozen workers, an agent that is stopped, restarted or killed for memory, two agents, a
+//! clock that is set, a server that is dead.
 //!
 //! Each is a row of docs/reliability.md, written by these tests with `CADSCOPE_WRITE=1`.
 
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use cadscope_tests::agent::Agent;
 use cadscope_tests::builds::BUILDS;
 use cadscope_tests::cgroup::{Cgroup, Frozen};
+use cadscope_tests::collector::{Collector, Span};
 use cadscope_tests::hot::{self, Hot, counted, lost};
+use cadscope_tests::metrics::Metrics;
 use cadscope_tests::node::{full, require_root, scratch, tool};
+use cadscope_tests::pod::{Api, PodWorker};
 use cadscope_tests::reliability::held;
 use cadscope_tests::residue::{altered_text, bpf_ids};
 use cadscope_tests::run::{Running, run, until, wait};
+use cadscope_tests::wall_clock::Ahead;
 use cadscope_tests::worker::build_program;
 use nix::sys::signal::Signal;
 
@@ -41,6 +47,12 @@ fn copy(folder: &Path, name: &str) -> Result<Hot> {
     Hot::start_by(&mut Command::new(path))
 }
 
+fn limit_of_descriptors(agent: &Agent) -> Result<String> {
+    let limits = fs::read_to_string(format!("/proc/{}/limits", agent.pid()))?;
+    let limit = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
+    Ok(limit.and_then(|rest| rest.split_whitespace().next()).context("no limit")?.to_owned())
+}
+
 fn limit_descriptors(agent: &Agent, limit: &str) -> Result<()> {
     let tool = tool("prlimit", "util-linux")?;
     let pid = agent.pid().to_string();
@@ -55,9 +67,7 @@ fn without_descriptors_what_is_known_goes_on_and_what_is_new_is_found_later() ->
     let (agent, mut hot, _folder) = hot::start(&[])?;
     counts(&agent, &mut hot, 1_000)?;
     let open = fs::read_dir(format!("/proc/{}/fd", agent.pid()))?.count();
-    let limits = fs::read_to_string(format!("/proc/{}/limits", agent.pid()))?;
-    let before = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
-    let before = before.and_then(|rest| rest.split_whitespace().next()).context("no limit")?.to_owned();
+    let before = limit_of_descriptors(&agent)?;
     limit_descriptors(&agent, &open.min(16).to_string())?;
     // It cannot be asked, nor can it open a file: the calls of a known program go on to be counted.
     let made = hot.call("warm", 1_000, 0, 1)?;
@@ -268,7 +278,7 @@ fn calls_deeper_than_is_followed_are_counted_as_lost() -> Result<()> {
     let _node = require_root()?;
     let (agent, mut hot, _folder) = hot::start(&[])?;
     let mut made = 0.0;
-    let deep = |metrics: &_| cadscope_tests::metrics::Metrics::sum(metrics, "hot_deep_seconds_count", &[]);
+    let deep = |metrics: &_| Metrics::sum(metrics, "hot_deep_seconds_count", &[]);
     for depth in [1, 63, 64, 65, 1_000, 10_000] {
         made += hot.nest(depth)?;
         let metrics = agent.metrics_when(LIMIT, |metrics| deep(metrics) + lost(metrics) >= made)?;
@@ -353,5 +363,257 @@ fn workers_killed_as_they_start_do_not_stay_and_hide_no_call() -> Result<()> {
         "Workers killed as they start (/proc races)",
         &format!("{count} in a row, SIGKILL right after exec"),
         "no worker stays in the gauges, and those that live are counted as before",
+    )
+}
+
+/// The spans of a pod's calls.
+fn of_pod<'a>(spans: &'a [Span], worker: &PodWorker) -> Vec<&'a Span> {
+    let is = |span: &&Span| span.resource.get("k8s.pod.uid").is_some_and(|uid| uid == worker.uid());
+    spans.iter().filter(is).filter(|span| span.name == "warm").collect()
+}
+
+fn has_label(span: &Span) -> bool {
+    span.resource.get("k8s.pod.label.team").is_some_and(|team| team == "gears")
+}
+
+/// Calls until a span has the labels of the worker's pod.
+fn label_comes(collector: &Collector, worker: &mut PodWorker, limit: Duration) -> Result<()> {
+    until("a span with the labels of its pod", limit, || {
+        worker.hot.call("warm", 1, 0, 1).ok()?;
+        std::thread::sleep(Duration::from_millis(200));
+        of_pod(&collector.spans(), worker).into_iter().any(has_label).then_some(())
+    })
+}
+
+#[test]
+fn a_kubernetes_api_that_is_dead_or_slow_holds_nothing_up_and_labels_come_later() -> Result<()> {
+    let _node = require_root()?;
+    let (mut api, collector) = (Api::new()?, Collector::start()?);
+    api.fall_silent()?;
+    let (_catalog, catalog) = hot::catalog()?;
+    let endpoint = collector.grpc();
+    let spans = ["--otlp-endpoint", &endpoint, "--min-span-duration", "0s", "--span-pod-labels"];
+    let agent = Agent::start_under(&api.wrapper()?, &[&["--catalog", &catalog][..], &spans].concat())?;
+    let pods = Cgroup::new("pods", None)?;
+    let errors =
+        |metrics: &Metrics| metrics.sum("cadscope_export_errors_total", &[("exporter", "kubernetes")]);
+    let failed_again =
+        |before: f64| agent.metrics_when(LIMIT, |metrics| errors(metrics) > before).map(|m| errors(&m));
+
+    // Connections are taken, and nothing is said: calls are counted and their spans sent, without labels.
+    let mut silent = PodWorker::start(&pods, 1)?;
+    agent.learn(&["/hot-"], || Ok(()))?;
+    counts(&agent, &mut silent.hot, 100)?;
+    let arrived = |spans: &[Span]| of_pod(spans, &silent).len() >= 100;
+    let sent = collector.spans_when("spans of a pod whose API is silent", LIMIT, arrived)?;
+    ensure!(!of_pod(&sent, &silent).into_iter().any(has_label));
+    let after_silence = failed_again(0.0)?;
+    ensure!(after_silence > 0.0, "a request that was not answered is not counted\n{}", agent.log());
+    let resident = agent.resident()?;
+
+    api.refuse();
+    let mut refused = PodWorker::start(&pods, 2)?;
+    counts(&agent, &mut refused.hot, 100)?;
+    ensure!(
+        failed_again(after_silence)? > after_silence,
+        "a refused request is not counted\n{}",
+        agent.log()
+    );
+    // Pods without end, of which none can be asked for.
+    let count = if full() { 200 } else { 20 };
+    for number in 0..count {
+        counts(&agent, &mut PodWorker::start(&pods, 100 + number)?.hot, 10)?;
+    }
+
+    // It is back, and takes its time: what ends before it has answered has no labels, what ends later has.
+    api.answer_after(2)?;
+    let mut slow = PodWorker::start(&pods, 3)?;
+    counts(&agent, &mut slow.hot, 10)?;
+    label_comes(&collector, &mut slow, LIMIT)?;
+    counts(&agent, &mut slow.hot, 100)?;
+    if full() {
+        // Those that could not be asked for are asked for again after a minute.
+        for worker in [&mut silent, &mut refused] {
+            label_comes(&collector, worker, LIMIT * 2)?;
+        }
+    }
+    let grown = agent.resident()?.saturating_sub(resident);
+    ensure!(grown < 64 * MIB, "grown by {} MiB", grown / MIB);
+    ensure!(lost(&agent.metrics()?) == 0.0, "{}", agent.log());
+    held(
+        "The Kubernetes API is dead or slow",
+        &format!(
+            "silent, then refusing (with {count} pods that come and go), then 2 s late; labels of pods in spans"
+        ),
+        "every call counted, spans sent without labels meanwhile, failed requests counted, labels in later spans",
+    )
+}
+
+/// Nanoseconds since 1970.
+fn wall_ns() -> Result<u64> {
+    Ok(u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos())?)
+}
+
+/// Calls until the span of one begins when the wall clock says that it was called.
+fn spans_follow_the_clock(collector: &Collector, hot: &mut Hot) -> Result<()> {
+    // A batch of spans may take its time, which is far less than the step.
+    let near = Duration::from_secs(8).as_nanos();
+    until("a span that begins when its call did", LIMIT, || {
+        let before = wall_ns().ok()?;
+        hot.call("warm", 1, 0, 1).ok()?;
+        std::thread::sleep(Duration::from_millis(200));
+        let spans = collector.spans();
+        let last = spans.iter().rfind(|span| span.name == "warm")?;
+        (u128::from(last.start_ns.abs_diff(before)) < near).then_some(())
+    })
+}
+
+#[test]
+fn when_the_wall_clock_is_set_calls_are_counted_durations_are_right_and_spans_follow_it() -> Result<()> {
+    let _node = require_root()?;
+    let collector = Collector::start()?;
+    let endpoint = collector.grpc();
+    let (agent, mut hot, _folder) = hot::start(&["--otlp-endpoint", &endpoint, "--min-span-duration", "0s"])?;
+    spans_follow_the_clock(&collector, &mut hot)?;
+    let seconds = if full() { 3600 } else { 20 };
+    let ahead = Ahead::by(seconds)?;
+    counts(&agent, &mut hot, 1_000)?;
+    spans_follow_the_clock(&collector, &mut hot)?;
+    drop(ahead);
+    counts(&agent, &mut hot, 1_000)?;
+    spans_follow_the_clock(&collector, &mut hot)?;
+    // None has become as long as the step, and none ends before it begins.
+    let longest = Duration::from_secs(10).as_nanos();
+    for span in collector.spans().iter().filter(|span| span.name == "warm") {
+        let duration = span.end_ns.checked_sub(span.start_ns);
+        ensure!(duration.is_some_and(|ns| u128::from(ns) < longest), "{span:?}");
+    }
+    let spent = agent.metrics()?.sum("hot_warm_seconds_sum", &[]);
+    ensure!((0.0..10.0).contains(&spent), "{spent} s in calls");
+    held(
+        "The wall clock is set",
+        &format!("{seconds} s ahead and back, 1,000 calls after each"),
+        "every call counted, durations as they were, spans begin when the new clock says",
+    )
+}
+
+#[test]
+fn calls_that_find_the_map_of_counts_full_are_counted_as_lost() -> Result<()> {
+    let _node = require_root()?;
+    let (folder, catalog) = hot::catalog()?;
+    let crowd = hot::catalog_of_the_crowd(&folder)?;
+    let mut hot = Hot::start()?;
+    // Calls are counted in the kernel, one count for each process and function, as long as nobody takes the counts.
+    let agent = Agent::start(&["--catalog", &catalog, "--catalog", &crowd, "--min-duration", "1s"])?;
+    agent.learn(&["/hot-"], || Ok(()))?;
+    let seen = |metrics: &Metrics| metrics.sum("hot_crowd_seconds_count", &[]);
+    let full = |metrics: &Metrics| metrics.sum("cadscope_events_lost_total", &[("reason", "count_map_full")]);
+    agent.signal(Signal::SIGSTOP)?;
+    let made = hot::crowd(&mut hot, 300);
+    agent.signal(Signal::SIGCONT)?;
+    let made = made?;
+    let metrics = agent.metrics_when(LIMIT, |metrics| seen(metrics) + lost(metrics) >= made)?;
+    ensure!(
+        seen(&metrics) + lost(&metrics) == made && full(&metrics) > 0.0,
+        "{} counted and {} lost of {made}, {} of them without room\n{}",
+        seen(&metrics),
+        lost(&metrics),
+        full(&metrics),
+        agent.log()
+    );
+    counts(&agent, &mut hot, 1_000)?;
+    held(
+        "A map of the kernel side is full",
+        "19,200 counts of processes and functions where 16,384 have room, while nobody takes them",
+        "counted + lost = made, to the last call; there is room again afterwards",
+    )
+}
+
+#[test]
+fn a_link_that_the_kernel_refuses_leaves_nothing_half_placed_and_is_made_later() -> Result<()> {
+    let _node = require_root()?;
+    let (folder, catalog) = hot::catalog()?;
+    let crowd = hot::catalog_of_the_crowd(&folder)?;
+    let mut hot = Hot::start()?;
+    // A probe is a descriptor each, so that the kernel refuses in the midst of a file.
+    let agent = Agent::start(&["--catalog", &catalog, "--catalog", &crowd, "--attach", "perf-events"])?;
+    agent.learn(&["/hot-"], || Ok(()))?;
+    counts(&agent, &mut hot, 1_000)?;
+    let open = fs::read_dir(format!("/proc/{}/fd", agent.pid()))?.count();
+    let before = limit_of_descriptors(&agent)?;
+    limit_descriptors(&agent, &(open + 40).to_string())?;
+    let mut new = copy(folder.path(), "unseen")?;
+    let refused = [("reason", "attach_refused")];
+    let metrics =
+        agent.metrics_when(LIMIT, |metrics| metrics.sum("cadscope_workers_missed_total", &refused) > 0.0)?;
+    ensure!(
+        metrics.sum("cadscope_workers_missed_total", &refused) > 0.0,
+        "no refusal is counted\n{}",
+        agent.log()
+    );
+    new.call("warm", 1_000, 0, 1)?;
+    // Libraries that it shares with known programs have theirs.
+    until("nothing is left in the new program", LIMIT, || {
+        let altered = altered_text(new.pid()).ok()?;
+        altered.iter().all(|place| !place.contains("/unseen")).then_some(())
+    })?;
+    counts(&agent, &mut hot, 1_000)?;
+    limit_descriptors(&agent, &before)?;
+    agent.learn(&["/unseen"], || Ok(()))?;
+    counts(&agent, &mut new, 1_000)?;
+    held(
+        "The kernel refuses a link",
+        "in the midst of a program's 67 functions, for lack of descriptors",
+        "counted and said, nothing half placed, known programs are counted as before; made once the kernel allows it",
+    )
+}
+
+#[test]
+fn agents_that_come_and_go_under_load_harm_no_worker_and_each_counts() -> Result<()> {
+    let _node = require_root()?;
+    let (_folder, catalog) = hot::catalog()?;
+    let (mut busy, mut hot) = (Hot::start()?, Hot::start()?);
+    hot.call("warm", 1, 0, 1)?;
+    let clean = altered_text(hot.pid())?;
+    ensure!(clean.is_empty(), "someone else's probes are in the worker: {clean:?}");
+    let (programs, links) = (bpf_ids("prog")?, bpf_ids("link")?);
+    let rounds = if full() { 100 } else { 6 };
+    let over = AtomicBool::new(false);
+    let made = std::thread::scope(|scope| -> Result<f64> {
+        let load = scope.spawn(|| -> Result<f64> {
+            let mut made = 0.0;
+            while !over.load(Ordering::Relaxed) {
+                made += busy.call("blazing", 1_000, 5_000, 1)?;
+            }
+            Ok(made)
+        });
+        let done = (0..rounds).try_for_each(|round| {
+            let mut agent = Agent::start(&["--catalog", &catalog])?;
+            agent.learn(&["/hot-"], || Ok(()))?;
+            // A call of the load that was open when its probes were placed counts as lost: it is not looked at here.
+            let counted = |metrics: &Metrics| counted(metrics) >= 1_000.0;
+            hot.call("warm", 1_000, 0, 1)?;
+            let seen = hot::counted(&agent.metrics_when(LIMIT, counted)?);
+            ensure!(seen == 1_000.0, "round {round}: {seen} of 1,000 calls\n{}", agent.log());
+            let signal = if round % 2 == 0 { Signal::SIGKILL } else { Signal::SIGTERM };
+            agent.end(signal)?;
+            hot.call("warm", 1_000, 0, 1).map(drop)
+        });
+        over.store(true, Ordering::Relaxed);
+        let made = load.join().map_err(|_| anyhow::anyhow!("the load panicked"))?;
+        done.and(made)
+    })?;
+    until("everything of the agents is gone", LIMIT, || {
+        let left = |kind: &str, before: &std::collections::BTreeSet<u64>| {
+            bpf_ids(kind).ok().map(|now| now.difference(before).count())
+        };
+        let none = left("prog", &programs)? == 0 && left("link", &links)? == 0;
+        (none && altered_text(hot.pid()).ok()?.is_empty()).then_some(())
+    })?;
+    eprintln!("{rounds} agents, {made} calls of the load");
+    held(
+        "The agent is restarted under load",
+        &format!("{rounds} times, every second time killed, with a worker that makes 5,000 calls a second"),
+        "each agent counts every call made while its probes are in place; results as they were; nothing left of them",
     )
 }

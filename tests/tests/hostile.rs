@@ -21,6 +21,7 @@ use cadscope_tests::agent::Agent;
 use cadscope_tests::collector::{Collector, Span};
 use cadscope_tests::node::{cadscope, full, require_root, scratch, tool};
 use cadscope_tests::privileges::{CAPABILITIES, only};
+use cadscope_tests::reliability::harmless;
 use cadscope_tests::run::{Ended, Running, run, until};
 use cadscope_tests::worker::build_program;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
@@ -255,7 +256,11 @@ fn a_path_that_leads_out_of_the_container_or_to_another_file_opens_nothing_of_th
         fs::remove_file(&program)?;
         fs::rename(root.0.join("moved"), &program)?;
     }
-    Ok(())
+    harmless(
+        "A library's path that leads out of the container",
+        "an absolute and a relative link to a file of the host with the same inode number, by another user",
+        "the file of the host is neither opened nor probed",
+    )
 }
 
 #[test]
@@ -301,7 +306,11 @@ fn a_chrooted_workers_links_end_at_its_own_root() -> Result<()> {
     drop(worker);
     ensure!(!watched.agent.has_probed(&["hostile-library"])?);
     ensure!(!watched.says()?.contains("hostile-secret"), "the host's file is named");
-    Ok(())
+    harmless(
+        "A chrooted worker's links",
+        "a library replaced by a link out of its root while it is mapped",
+        "the host's file is not opened, not probed and not named; the worker's 10 calls are counted",
+    )
 }
 
 #[test]
@@ -334,7 +343,11 @@ fn a_pipe_or_device_in_a_librarys_place_is_not_opened() -> Result<()> {
         ensure!(!watched.agent.has_probed(&[&library.to_string_lossy()])?, "{kind} was probed");
         drop(worker);
     }
-    Ok(())
+    harmless(
+        "A library's place taken by a fifo, a device, a folder, nothing",
+        "each in the place of a file that is mapped",
+        "none is opened or probed",
+    )
 }
 
 #[test]
@@ -369,7 +382,13 @@ fn files_made_to_be_endless_to_read_cost_little() -> Result<()> {
         // The file stays: another with its inode number would be taken for it.
         drop(worker);
     }
-    Ok(())
+    harmless(
+        "Libraries made to be endless to read",
+        &format!(
+            "two sparse ELF files of 1 TiB, {names} symbols named like ours, names that stand for gigabytes"
+        ),
+        "less than 10 s of CPU each",
+    )
 }
 
 #[test]
@@ -381,7 +400,8 @@ fn a_file_that_changes_all_the_time_harms_nobody_else() -> Result<()> {
     let bytes = fs::read(&watched.program)?;
     fs::write(&library, &bytes)?;
     let file = fs::OpenOptions::new().read(true).write(true).open(&library)?;
-    let end = Instant::now() + Duration::from_secs(if full() { 30 } else { 3 });
+    let end_after = Duration::from_secs(if full() { 30 } else { 3 });
+    let end = Instant::now() + end_after;
     let mut rounds = 0_u64;
     while Instant::now() < end {
         let worker = watched.mapping(&[&library])?;
@@ -399,7 +419,12 @@ fn a_file_that_changes_all_the_time_harms_nobody_else() -> Result<()> {
         rounds += 1;
     }
     ensure!(rounds > 3, "{rounds} rounds");
-    watched.is_well()
+    watched.is_well()?;
+    harmless(
+        "A library that changes all the time",
+        &format!("{} s of cutting, overwriting and mapping it again", end_after.as_secs()),
+        "nobody else's calls are lost",
+    )
 }
 
 /// 1 MiB of garbage, an invalid id of each kind, a secret.
@@ -465,7 +490,12 @@ fn an_environment_of_garbage_names_nothing_and_its_secrets_stay_in_it() -> Resul
     let metrics = watched.agent.metrics()?;
     let kinds = metrics.by("model_generation_started_total", "flow_type");
     ensure!(kinds.keys().all(|kind| ["unknown", "invalid"].contains(&kind.as_str())), "{kinds:?}");
-    watched.is_well()
+    watched.is_well()?;
+    harmless(
+        "An environment of garbage, with secrets",
+        "1 MiB of bytes that are no text, an invalid id of each kind, lines that forge metrics and terminal codes, a canary",
+        "the kind of job is `unknown` or `invalid`; the canary is in no log, page, metric, span or trace",
+    )
 }
 
 #[test]
@@ -483,7 +513,12 @@ fn kinds_of_job_without_end_become_a_bounded_number_of_series() -> Result<()> {
     let series = metrics.select(started, &[]).len();
     ensure!((300..=502).contains(&series), "{series} series of {started}");
     ensure!(metrics.sum(started, &[]) >= all, "jobs are missing: {}", metrics.sum(started, &[]));
-    watched.is_well()
+    watched.is_well()?;
+    harmless(
+        "Labels without end",
+        &format!("{jobs} kinds of job"),
+        "at most 502 series of a family, every job counted",
+    )
 }
 
 #[test]
@@ -498,7 +533,12 @@ fn a_storm_of_forks_leaves_nothing_behind() -> Result<()> {
         let status: serde_json::Value = serde_json::from_str(&watched.agent.get("/status").ok()?.1).ok()?;
         status.get("workers")?.as_array()?.is_empty().then_some(())
     })?;
-    watched.is_well()
+    watched.is_well()?;
+    harmless(
+        "A storm of forks",
+        &format!("children as fast as the machine makes them, {seconds} s"),
+        "no worker stays",
+    )
 }
 
 /// Runs a mode with nobody watching and with the agent: the same to the worker.
@@ -535,7 +575,11 @@ fn a_worker_that_unwinds_switches_stacks_or_throws_without_end_does_as_if_nobody
     for (mode, alone) in modes.iter().zip(&alone) {
         same_as_alone(&watched, alone, mode)?;
     }
-    Ok(())
+    harmless(
+        "A worker that unwinds, lies about its stack, throws without end",
+        "a stack pointer that lies, a program that unwinds by itself, exceptions for 2 s or more, strict seccomp",
+        "it prints and ends as it does unwatched",
+    )
 }
 
 #[test]
@@ -544,7 +588,12 @@ fn a_worker_under_seccomp_is_seen_whole() -> Result<()> {
     let watched = Watched::start(&[], &[])?;
     let (seen, ended) = watched.seen_of(50.0, || watched.run(&["strict"]))?;
     ensure!((seen, ended.stdout.as_str()) == (50.0, "strict 1275\n"), "{seen} of 50 calls: {ended:?}");
-    Ok(())
+    watched.is_well()?;
+    harmless(
+        "A worker under seccomp",
+        "strict mode, 50 calls",
+        "it does as unwatched, and every call is counted",
+    )
 }
 
 #[test]
@@ -576,7 +625,12 @@ fn a_worker_under_a_debugger_does_as_if_nobody_watched() -> Result<()> {
             "{script:?}: {ended:?}, alone {alone:?}"
         );
     }
-    watched.is_well()
+    watched.is_well()?;
+    harmless(
+        "A worker under a debugger",
+        "gdb: run, breakpoint at a probed function, 30 single steps from a probe",
+        "gdb says the same as unwatched, and the worker does the same",
+    )
 }
 
 /// The program that reads for the probe sleeps in the worker, as long as the worker likes.
@@ -603,5 +657,10 @@ fn a_worker_whose_page_never_comes_stops_nobody_else() -> Result<()> {
     })?;
     watched.is_well()?;
     drop(stuck);
-    watched.is_well()
+    watched.is_well()?;
+    harmless(
+        "A worker whose memory never comes",
+        "a page that userfaultfd holds back under a probe that reads it, while probes are placed and taken away",
+        "nobody else waits, and the probes go",
+    )
 }

@@ -5,7 +5,7 @@
 
 #![allow(clippy::indexing_slicing, reason = "places are counted just before: out of bounds is a failed test")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::TcpStream;
 use std::process::{Command, Stdio};
@@ -17,6 +17,7 @@ use cadscope_tests::cgroup::Cgroup;
 use cadscope_tests::freecad::Job;
 use cadscope_tests::metrics::Metrics;
 use cadscope_tests::node::require_root;
+use cadscope_tests::residue::bpf_ids;
 use cadscope_tests::run::{Running, run, until, wait};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -185,6 +186,7 @@ fn mixed_work_and_faults_are_counted_to_the_last_and_leave_the_agent_as_it_was()
     let minutes = std::env::var("CADSCOPE_SOAK_MINUTES").ok().and_then(|text| text.parse::<f64>().ok());
     let length = Duration::from_secs_f64(minutes.map_or(45.0, |minutes| minutes * 60.0));
     let tight = Cgroup::new("soak", Some(160 << 20))?;
+    let before = kept()?;
     // The collector is dead from the beginning to the end.
     let agent = Agent::start(&["--otlp-endpoint", "http://127.0.0.1:9", "--linger", "3"])?;
     // Its files become known.
@@ -233,8 +235,19 @@ fn mixed_work_and_faults_are_counted_to_the_last_and_leave_the_agent_as_it_was()
         }
     }
     stays_flat(&held)?;
+    drop(agent);
+    // The kernel takes links and maps apart a moment later.
+    until("nothing of the agent's is left in the kernel", LIMIT, || {
+        let left = kept().ok()?;
+        left.iter().zip(&before).all(|(left, before)| left.is_subset(before)).then_some(())
+    })?;
     eprintln!("{round} rounds in {length:?}: {done:?}; first {:?}, last {:?}", held[0], held[held.len() - 1]);
     Ok(())
+}
+
+/// BPF programs, links and maps that nobody holds.
+fn kept() -> Result<[BTreeSet<u64>; 3]> {
+    Ok([bpf_ids("prog")?, bpf_ids("link")?, bpf_ids("map")?])
 }
 
 /// The last quarter holds what the second did: what is kept on purpose is full by then.

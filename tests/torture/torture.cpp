@@ -32,11 +32,17 @@ using namespace torture;
 
 std::string program, folder;
 
-// Whether a breakpoint lies in the first bytes of a function.
+// Whether a breakpoint lies in the first bytes of a function, on arm64 in its first instructions.
 bool is_probed(const void *function) {
+#ifdef __aarch64__
+    const volatile unsigned *code = static_cast<const unsigned *>(function);
+    const unsigned breakpoint = 0xd42000a0; // brk 5
+#else
     const volatile unsigned char *code = static_cast<const unsigned char *>(function);
-    for (int i = 0; i < 16; i++)
-        if (code[i] == 0xcc) return true;
+    const unsigned breakpoint = 0xcc;
+#endif
+    for (unsigned i = 0; i < 16; i++)
+        if (code[i] == breakpoint) return true;
     return false;
 }
 

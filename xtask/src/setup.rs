@@ -46,6 +46,8 @@ enum Source {
     Crate { name: &'static str, version: &'static str, variables: Pairs, options: &'static [&'static str] },
     /// A component of the active rustup toolchain.
     Component(&'static str),
+    /// The standard library for another machine, of the same toolchain.
+    Target(&'static str),
 }
 
 type Pairs = &'static [(&'static str, &'static str)];
@@ -139,7 +141,7 @@ const TOOLS: &[Tool] = &[
     },
     Tool {
         name: "openssl",
-        why: "makes the certificate of the server that stands for an AI provider",
+        why: "makes the certificates of the servers that stand for an AI provider and the Kubernetes API",
         purpose: Purpose::Test,
         is_there: || has("openssl"),
         source: Source::Debian(&["openssl"]),
@@ -293,6 +295,27 @@ const TOOLS: &[Tool] = &[
     },
 ];
 
+/// What compiles for arm64 on another machine: `cargo xtask vm arm64` alone needs it.
+const ARM64: &[Tool] = &[
+    Tool {
+        name: "C++ compiler for arm64",
+        why: "links the agent and its tests for that machine, and compiles the worker that they observe there",
+        purpose: Purpose::Test,
+        is_there: || has("aarch64-linux-gnu-g++"),
+        source: Source::Debian(&["g++-aarch64-linux-gnu"]),
+    },
+    Tool {
+        name: "Rust for arm64",
+        why: "the standard library for that machine",
+        purpose: Purpose::Test,
+        is_there: || {
+            let list = Command::new("rustup").args(["target", "list", "--installed"]).output();
+            list.is_ok_and(|list| String::from_utf8_lossy(&list.stdout).contains("aarch64-unknown-linux-gnu"))
+        },
+        source: Source::Target("aarch64-unknown-linux-gnu"),
+    },
+];
+
 #[cfg(test)]
 /// Version of a program that is compiled from the Rust package registry.
 pub(crate) fn crate_version(program: &str) -> Option<&'static str> {
@@ -309,6 +332,16 @@ pub(crate) fn install(purpose: Purpose) -> Result<()> {
         println!("setup: nothing to do, everything for `{}` is there", name(purpose));
         return Ok(());
     }
+    install_tools(missing)
+}
+
+/// Installs what is missing to compile for arm64.
+pub(crate) fn install_for_arm64() -> Result<()> {
+    let missing: Vec<_> = ARM64.iter().filter(|tool| !(tool.is_there)()).collect();
+    if missing.is_empty() { Ok(()) } else { install_tools(missing) }
+}
+
+fn install_tools(missing: Vec<&'static Tool>) -> Result<()> {
     headline("setup: missing on this machine");
     report(&missing);
     let packages = packages(&missing);
@@ -335,6 +368,10 @@ pub(crate) fn install(purpose: Purpose) -> Result<()> {
             Source::Component(component) => {
                 headline(&format!("setup: {} ({})", tool.name, tool.why));
                 run(Command::new("rustup").args(["component", "add", component]))?;
+            }
+            Source::Target(target) => {
+                headline(&format!("setup: {} ({})", tool.name, tool.why));
+                run(Command::new("rustup").args(["target", "add", target]))?;
             }
             Source::Crate { name, version, variables, options } => {
                 headline(&format!("setup: {} ({})", tool.name, tool.why));
@@ -416,6 +453,7 @@ fn by_hand(missing: &[&'static Tool]) -> String {
         match &tool.source {
             Source::Debian(_) => {}
             Source::Component(component) => lines.push(format!("    rustup component add {component}")),
+            Source::Target(target) => lines.push(format!("    rustup target add {target}")),
             Source::Crate { name, version, variables, options } => {
                 let set = variables.iter().map(|(name, value)| format!("{name}={value}"));
                 let words = ["cargo", "install", "--locked", "--version", version, name]

@@ -19,8 +19,9 @@ use crate::setup::{self, Purpose};
 use crate::shell::{cargo, headline, minutes, run};
 
 use self::guest::{Cgroups, Step, boot};
-use self::kernel::{KERNELS, Kernel};
+use self::kernel::{Cpu, KERNELS, Kernel};
 
+mod arm64;
 mod guest;
 pub(crate) mod kernel;
 
@@ -146,31 +147,50 @@ pub(crate) enum Length {
 /// Tries the kernels of these names (none = all) with the release build.
 pub(crate) fn vm(names: &[String], short: bool) -> Result<()> {
     setup::install(Purpose::Test)?;
-    let binary = match std::env::var_os("CADSCOPE_BIN") {
-        Some(binary) => PathBuf::from(binary).canonicalize().context("CADSCOPE_BIN")?,
-        None => build(Profile::Release)?,
+    let binary = || match std::env::var_os("CADSCOPE_BIN") {
+        Some(binary) => PathBuf::from(binary).canonicalize().context("CADSCOPE_BIN"),
+        None => build(Profile::Release),
     };
-    try_kernels(names, if short { Length::Short } else { Length::Long }, &binary)?.write()
+    try_kernels(names, if short { Length::Short } else { Length::Long }, binary)?.write()
 }
 
-/// Tries the kernels of these names (none = all) with the agent at `binary`.
-fn try_kernels(names: &[String], length: Length, binary: &Path) -> Result<Table> {
+/// What is tried, compiled for the processor of its guests and named as they find it.
+struct Subject {
+    binary: PathBuf,
+    tests: Programs,
+    /// Folder of the workers, for guests without a compiler.
+    workers: Option<PathBuf>,
+}
+
+/// Tries the kernels of these names (none = all of this machine's processor) with the agent that `binary` makes.
+fn try_kernels(names: &[String], length: Length, binary: impl FnOnce() -> Result<PathBuf>) -> Result<Table> {
     if let Some(name) = names.iter().find(|name| KERNELS.iter().all(|kernel| kernel.name != name.as_str())) {
         let known: Vec<_> = KERNELS.iter().map(|kernel| kernel.name).collect();
         bail!("no kernel `{name}`; there are {}", known.join(", "));
     }
+    // Another processor is tried only where it is named: everything is compiled once more for it.
     let chosen = |kernel: &Kernel| match length {
         _ if !names.is_empty() => names.iter().any(|name| name == kernel.name),
         Length::Short => kernel.everyday,
-        Length::Long => true,
+        Length::Long => kernel.cpu == Cpu::X86_64,
     };
     let kernels: Vec<Kernel> = KERNELS.into_iter().filter(chosen).collect();
-    let wanted = std::iter::once("qemu").chain(kernels.iter().map(|kernel| kernel.build));
-    builds::make(&wanted.map(str::to_owned).collect::<Vec<_>>())?;
-    let programs = test_programs()?;
+    let (arm64, x86): (Vec<Kernel>, Vec<Kernel>) =
+        kernels.into_iter().partition(|kernel| kernel.cpu == Cpu::Arm64);
     let mut table = Table::default();
-    for machine in kernels.iter().flat_map(|kernel| machines(*kernel, length)) {
-        table.add(&machine, &programs, length, binary)?;
+    if !x86.is_empty() {
+        let wanted = std::iter::once("qemu").chain(x86.iter().map(|kernel| kernel.build));
+        builds::make(&wanted.map(str::to_owned).collect::<Vec<_>>())?;
+        let subject = Subject { binary: binary()?, tests: test_programs()?, workers: None };
+        for machine in x86.iter().flat_map(|kernel| machines(*kernel, length)) {
+            table.add(&machine, &subject, length)?;
+        }
+    }
+    if !arm64.is_empty() {
+        let subject = arm64::subject()?;
+        for machine in arm64.iter().flat_map(|kernel| machines(*kernel, length)) {
+            table.add(&machine, &subject, length)?;
+        }
     }
     headline("kernels");
     println!("{}", table.text());
@@ -182,7 +202,7 @@ fn try_kernels(names: &[String], length: Length, binary: &Path) -> Result<Table>
 
 /// What `cargo xtask test` tries: nothing is written.
 pub(crate) fn test(length: Length, binary: &Path) -> Result<()> {
-    try_kernels(&[], length, binary).map(drop)
+    try_kernels(&[], length, || Ok(binary.to_owned())).map(drop)
 }
 
 fn machines(kernel: Kernel, length: Length) -> Vec<Machine> {
@@ -204,7 +224,8 @@ impl Machine {
             Tried::Once => !self.kernel.refused && usual,
             Tried::EachCgroup => !self.kernel.refused && !self.perf_events,
         };
-        fits && (length == Length::Long || claim.short.is_some())
+        let can = self.kernel.cpu == Cpu::X86_64 || arm64::TESTS.contains(&claim.test);
+        fits && can && (length == Length::Long || claim.short.is_some())
     }
 
     /// Head of its column.
@@ -218,11 +239,19 @@ impl Machine {
         format!("{}{way}{cgroups}", release.trim_end_matches("-amd64"))
     }
 
-    fn step(&self, claim: &Claim, programs: &Programs, length: Length, binary: &Path) -> Result<Step> {
-        let program = programs.get(claim.test).with_context(|| format!("no test `{}`", claim.test))?;
-        let only = if length == Length::Short { claim.short.unwrap_or_default() } else { claim.long };
-        let mut variables = format!("CADSCOPE_EMULATED=1 RUST_BACKTRACE=1 CADSCOPE_BIN={}", binary.display());
-        let _ = write!(variables, " CADSCOPE_BUILDS={}", builds::folder()?.display());
+    fn step(&self, claim: &Claim, subject: &Subject, length: Length) -> Result<Step> {
+        let program = subject.tests.get(claim.test).with_context(|| format!("no test `{}`", claim.test))?;
+        let only = match length {
+            Length::Short => claim.short.unwrap_or_default(),
+            Length::Long if self.kernel.cpu == Cpu::Arm64 && claim.long == "o2" => arm64::VARIANTS_TRIED,
+            Length::Long => claim.long,
+        };
+        let mut variables =
+            format!("CADSCOPE_EMULATED=1 RUST_BACKTRACE=1 CADSCOPE_BIN={}", subject.binary.display());
+        match &subject.workers {
+            Some(workers) => _ = write!(variables, " CADSCOPE_WORKERS={}", workers.display()),
+            None => _ = write!(variables, " CADSCOPE_BUILDS={}", builds::folder()?.display()),
+        }
         if !only.is_empty() {
             let _ = write!(variables, " CADSCOPE_ONLY={only}");
         }
@@ -254,7 +283,7 @@ impl Column {
     /// `6.1.0-56, perf events`, as it stands at its head.
     fn read(head: &str) -> Option<Self> {
         let (release, way) = head.split_once(',').unwrap_or((head, ""));
-        let kernel = KERNELS.iter().position(|kernel| release.starts_with(&format!("{}.", kernel.name)))?;
+        let kernel = KERNELS.iter().position(|kernel| kernel.has_release(release))?;
         Some(Self { kernel, way: way.trim().to_owned(), release: release.to_owned() })
     }
 
@@ -271,10 +300,10 @@ impl Column {
 const SHORT: &str = "holds (short list)";
 
 impl Table {
-    fn add(&mut self, machine: &Machine, programs: &Programs, length: Length, binary: &Path) -> Result<()> {
+    fn add(&mut self, machine: &Machine, subject: &Subject, length: Length) -> Result<()> {
         let tried: Vec<&Claim> = CLAIMS.iter().filter(|claim| machine.tries(claim, length)).collect();
         headline(&format!("Linux {}", machine.name(machine.kernel.name)));
-        let steps = tried.iter().map(|claim| machine.step(claim, programs, length, binary));
+        let steps = tried.iter().map(|claim| machine.step(claim, subject, length));
         let begin = Instant::now();
         let outcome = boot(&machine.kernel, machine.cgroups, &steps.collect::<Result<Vec<_>>>()?)?;
         println!("Linux {}: {}", outcome.release, minutes(begin.elapsed()));
@@ -464,7 +493,8 @@ mod tests {
 
     #[test]
     fn an_unknown_kernel_is_refused_with_those_that_there_are() {
-        let error = try_kernels(&["4.19".to_owned()], Length::Short, Path::new("")).unwrap_err().to_string();
+        let error = try_kernels(&["4.19".to_owned()], Length::Short, || Ok(PathBuf::new()));
+        let error = error.unwrap_err().to_string();
         assert!(error.contains("6.12"), "{error}");
     }
 }

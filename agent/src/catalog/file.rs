@@ -10,9 +10,8 @@ use toml::{Table, Value};
 
 use super::expression::{self, Expression};
 use super::keys::{suggestion, unknown_key};
-use super::{
-    Amount, Comparison, Condition, Derived, Label, Layout, Measure, Probe, Product, Rollup, program,
-};
+use super::program::{self, ResultPlace};
+use super::{Amount, Comparison, Condition, Derived, Label, Layout, Measure, Probe, Product, Rollup};
 
 /// Why a catalogue file is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -47,10 +46,11 @@ pub enum CatalogError {
     },
 }
 
-const PROBE_KEYS: [&str; 21] = [
+const PROBE_KEYS: [&str; 22] = [
     "absent",
     "also",
     "attributes",
+    "by_value",
     "count_when",
     "counter",
     "derived",
@@ -518,6 +518,13 @@ fn measure(table: &Table) -> Result<Measure, Wrong> {
 }
 
 fn layouts(table: &Table) -> Result<Vec<Layout>, Wrong> {
+    let result = match table.get("by_value") {
+        None => ResultPlace::here(false),
+        Some(Value::Boolean(by_value)) => ResultPlace::here(*by_value),
+        Some(other) => {
+            return Err(wrong("by_value", format!("is a {}; write true or false", other.type_str())));
+        }
+    };
     let tables: &[Value] = match table.get("layout") {
         None => &[],
         Some(Value::Array(tables)) => tables,
@@ -534,7 +541,7 @@ fn layouts(table: &Table) -> Result<Vec<Layout>, Wrong> {
                 "comes after one without `when`, which fits every build; move that one to the end",
             ));
         }
-        layouts.push(layout(table)?);
+        layouts.push(layout(table, result)?);
     }
     if layouts.last().is_none_or(|layout| !layout.when.is_empty()) {
         layouts.push(Layout { when: Vec::new(), values: Vec::new(), program: Default::default() });
@@ -542,14 +549,15 @@ fn layouts(table: &Table) -> Result<Vec<Layout>, Wrong> {
     Ok(layouts)
 }
 
-fn layout(table: &Table) -> Result<Layout, Wrong> {
+fn layout(table: &Table, result: ResultPlace) -> Result<Layout, Wrong> {
     check_keys(table, &LAYOUT_KEYS, "layout.")?;
     let when = conditions(table)?;
     let (enter, leave) = (values(table, "enter")?, values(table, "leave")?);
     if let Some((name, _)) = enter.iter().find(|(name, _)| leave.iter().any(|(other, _)| other == name)) {
         return Err(wrong(format!("layout.leave.{name}"), "is read at entry too; give one another name"));
     }
-    let (program, values) = program::compile(&enter, &leave).map_err(|problem| wrong("layout", problem))?;
+    let (program, values) =
+        program::compile(&enter, &leave, result).map_err(|problem| wrong("layout", problem))?;
     let values = values.into_iter().map(|(name, place)| (name.into(), place)).collect();
     Ok(Layout { when, values, program })
 }

@@ -15,6 +15,23 @@ use super::expression::{Address, Base, Expression, Kind};
 /// The program of a layout, and where it leaves each value.
 pub(super) type Compiled = (ProbeProgram, Vec<(String, Place)>);
 
+/// How a function is told where to put its result.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum ResultPlace {
+    /// By the first argument, if it returns by value at all: x86-64. It returns the place, too.
+    #[default]
+    Argument,
+    /// By a register of its own: a function of arm64 that returns by value. Its layout is written for x86-64.
+    Register,
+}
+
+impl ResultPlace {
+    /// On this machine.
+    pub(super) const fn here(by_value: bool) -> Self {
+        if by_value && cfg!(target_arch = "aarch64") { Self::Register } else { Self::Argument }
+    }
+}
+
 /// Compiles the values read at entry and at the end.
 ///
 /// # Errors
@@ -22,8 +39,9 @@ pub(super) type Compiled = (ProbeProgram, Vec<(String, Place)>);
 pub(super) fn compile(
     enter: &[(String, Expression)],
     leave: &[(String, Expression)],
+    result: ResultPlace,
 ) -> Result<Compiled, String> {
-    let mut compiler = Compiler::default();
+    let mut compiler = Compiler { result, ..Compiler::default() };
     for (at, values) in [(edge::ENTER, enter), (edge::LEAVE, leave)] {
         for (name, expression) in values {
             compiler.value(at, name, expression).map_err(|problem| format!("value `{name}`: {problem}"))?;
@@ -57,6 +75,7 @@ struct Hidden {
 
 #[derive(Default)]
 struct Compiler {
+    result: ResultPlace,
     enter: Vec<Fetch>,
     leave: Vec<Fetch>,
     named: Vec<Named>,
@@ -123,14 +142,19 @@ impl Compiler {
 
     /// The base as this edge can read it.
     fn base(&mut self, at: u8, register: Base) -> Result<u8, String> {
-        match (register, at) {
-            (Base::Argument(n), edge::ENTER) => Ok(base::ARG0 + n),
-            (Base::Argument(n), _) => self.hidden_word(edge::ENTER, base::ARG0 + n, &[]),
-            (Base::Return, edge::ENTER) => {
-                Err("`ret` does not exist yet at entry; move the value to [probe.layout.leave]".to_owned())
+        let own = self.result == ResultPlace::Register;
+        let number = match register {
+            Base::Argument(n) if !own => base::ARG0 + n,
+            Base::Argument(n) => n.checked_sub(1).map_or(base::RESULT_PLACE, |n| base::ARG0 + n),
+            Base::Return if at == edge::ENTER => {
+                return Err(
+                    "`ret` does not exist yet at entry; move the value to [probe.layout.leave]".to_owned()
+                );
             }
-            (Base::Return, _) => Ok(base::RETURN),
-        }
+            Base::Return if own => base::RESULT_PLACE,
+            Base::Return => return Ok(base::RETURN),
+        };
+        if at == edge::ENTER { Ok(number) } else { self.hidden_word(edge::ENTER, number, &[]) }
     }
 
     fn hidden_word(&mut self, at: u8, from: u8, reads: &[i32]) -> Result<u8, String> {
@@ -439,7 +463,7 @@ mod tests {
             };
             let (enter, leave) = (name(enter, "enter"), name(leave, "leave"));
             // What does not fit is refused, which is right too.
-            let Ok((program, places)) = compile(&enter, &leave) else { return Ok(()) };
+            let Ok((program, places)) = compile(&enter, &leave, ResultPlace::Argument) else { return Ok(()) };
             prop_assert_eq!(places.len(), enter.len() + leave.len());
             let edges: Vec<u8> =
                 program.fetches.iter().take(program.fetch_count as usize).map(|f| f.edge).collect();
@@ -468,6 +492,7 @@ mod tests {
         let (program, places) = compile(
             &named(&[("kind", "i32[this + 0x100]")]),
             &named(&[("done", "u8[this + 8]"), ("x", "u8[this + 9]")]),
+            ResultPlace::Argument,
         )
         .unwrap();
         assert_eq!(program.fetch_count, 4);
@@ -478,7 +503,9 @@ mod tests {
 
     #[test]
     fn a_chain_too_long_for_one_read_is_cut_in_two() {
-        let (program, _) = compile(&named(&[("class", "class[[[[this + 0xb70] + 8] - 8]]")]), &[]).unwrap();
+        let (program, _) =
+            compile(&named(&[("class", "class[[[[this + 0xb70] + 8] - 8]]")]), &[], ResultPlace::Argument)
+                .unwrap();
         assert_eq!(program.fetch_count, 2);
         assert_eq!(program.fetches[0].offsets, [0xb70, 8, -8, 0, -8, 8]);
         let last = Fetch { kind: kind::TEXT, base: base::WORD0, steps: 1, blocks: 1, ..Fetch::default() };
@@ -486,11 +513,24 @@ mod tests {
     }
 
     #[test]
+    fn a_result_by_value_has_a_register_of_its_own_on_arm64() {
+        let (enter, leave) =
+            (named(&[("this", "u64(arg1)")]), named(&[("none", "u64[ret]"), ("size", "u32[arg0 + 8]")]));
+        let (program, _) = compile(&enter, &leave, ResultPlace::Register).unwrap();
+        let bases: Vec<u8> = program.fetches.iter().take(4).map(|fetch| fetch.base).collect();
+        assert_eq!(bases, [base::ARG0, base::RESULT_PLACE, base::WORD0 + 1, base::WORD0 + 1]);
+        let (program, _) = compile(&enter, &leave, ResultPlace::Argument).unwrap();
+        let bases: Vec<u8> = program.fetches.iter().take(4).map(|fetch| fetch.base).collect();
+        assert_eq!(bases, [base::ARG0 + 1, base::ARG0, base::RETURN, base::WORD0 + 2]);
+    }
+
+    #[test]
     fn what_has_no_room_is_refused() {
         let many: Vec<_> = (0..9).map(|n| (format!("v{n}"), parse("u8[this]").unwrap())).collect();
-        assert!(compile(&many, &[]).unwrap_err().contains("8 numbers"));
+        let compile = |enter: &[_]| compile(enter, &[], ResultPlace::Argument);
+        assert!(compile(&many).unwrap_err().contains("8 numbers"));
         let texts = named(&[("a", "text[this]:200"), ("b", "text[arg1]")]);
-        assert!(compile(&texts, &[]).unwrap_err().contains("256 bytes"));
-        assert!(compile(&named(&[("r", "u8(ret)")]), &[]).unwrap_err().contains("layout.leave"));
+        assert!(compile(&texts).unwrap_err().contains("256 bytes"));
+        assert!(compile(&named(&[("r", "u8(ret)")])).unwrap_err().contains("layout.leave"));
     }
 }

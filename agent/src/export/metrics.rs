@@ -559,12 +559,16 @@ impl Metrics {
     }
 
     /// Raises the counts of spans to their running totals.
-    pub fn spans(&self, exported: u64, dropped: &[(&str, u64)], errors: u64) {
+    pub fn spans(&self, exported: u64, dropped: &[(&str, u64)]) {
         self.raise(&families::SPANS_EXPORTED, &[], exported as f64);
         for (reason, total) in dropped {
             self.raise(&families::SPANS_DROPPED, &[("reason", reason)], *total as f64);
         }
-        self.raise(&families::EXPORT_ERRORS, &[("exporter", "otlp")], errors as f64);
+    }
+
+    /// Raises the count of failed requests to another system to its running total.
+    pub fn export_errors(&self, exporter: &str, total: u64) {
+        self.raise(&families::EXPORT_ERRORS, &[("exporter", exporter)], total as f64);
     }
 
     /// Records a call of an AI provider.

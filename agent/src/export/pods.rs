@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -63,6 +64,7 @@ type Known = Arc<Mutex<HashMap<String, Answer>>>;
 pub struct Pods {
     known: Known,
     queue: mpsc::Sender<Container>,
+    errors: Arc<AtomicU64>,
 }
 
 impl Pods {
@@ -88,18 +90,25 @@ impl Pods {
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(PodsError::Thread)?;
         let (queue, wanted) = mpsc::channel(QUEUE);
         let known = Known::default();
-        let kept = Arc::clone(&known);
+        let errors = Arc::<AtomicU64>::default();
+        let (kept, failed) = (Arc::clone(&known), Arc::clone(&errors));
         let work = async move {
             let connector =
                 hyper_rustls::HttpsConnectorBuilder::new().with_tls_config(tls).https_only().enable_http1();
             let client = HyperClient::new(connector.build(), LONGEST_REQUEST, None);
-            ask(wanted, (&api, &account), &client, &kept).await;
+            ask(wanted, (&api, &account), &client, (&kept, &failed)).await;
         };
         std::thread::Builder::new()
             .name("pods".to_owned())
             .spawn(move || runtime.block_on(work))
             .map_err(PodsError::Thread)?;
-        Ok(Self { known, queue })
+        Ok(Self { known, queue, errors })
+    }
+
+    /// Requests that failed.
+    #[must_use]
+    pub fn errors(&self) -> u64 {
+        self.errors.load(Ordering::Relaxed)
     }
 
     /// The labels of a container's pod; `None` while they may still come.
@@ -130,7 +139,7 @@ async fn ask(
     mut wanted: mpsc::Receiver<Container>,
     at: (&str, &Path),
     client: &dyn HttpClient,
-    known: &Known,
+    (known, errors): (&Known, &AtomicU64),
 ) {
     let mut failing = false;
     while let Some(container) = wanted.recv().await {
@@ -140,6 +149,7 @@ async fn ask(
                 Answer::Labels(Arc::new(labels))
             }
             Err(problem) => {
+                errors.fetch_add(1, Ordering::Relaxed);
                 // Said once, not for each pod.
                 if !failing {
                     tracing::warn!(problem, "the Kubernetes API does not give the labels of pods");
@@ -167,7 +177,7 @@ async fn request(
         .header("accept", "application/json")
         .body(Bytes::new())
         .map_err(|error| error.to_string())?;
-    let response = client.send_bytes(request).await.map_err(|error| error.to_string())?;
+    let response = client.send_bytes(request).await.map_err(|error| trust::why(&*error))?;
     match response.status().as_u16() {
         200 => labels_in(response.body(), &container.pod_uid),
         404 => Ok(BTreeMap::new()),
@@ -236,7 +246,7 @@ mod tests {
     #[test]
     fn a_pod_is_asked_for_once_and_after_a_failure_a_minute_later() {
         let (queue, mut wanted) = mpsc::channel(QUEUE);
-        let pods = Pods { known: Known::default(), queue };
+        let pods = Pods { known: Known::default(), queue, errors: Arc::default() };
         let begin = Instant::now();
         assert_eq!(pods.labels(&Container::default(), begin), Some(Labels::default()));
         assert_eq!((pods.labels(&container("u"), begin), pods.labels(&container("u"), begin)), (None, None));
@@ -256,7 +266,7 @@ mod tests {
     #[test]
     fn who_waits_and_what_is_kept_is_bounded() {
         let (queue, wanted) = mpsc::channel(QUEUE);
-        let pods = Pods { known: Known::default(), queue };
+        let pods = Pods { known: Known::default(), queue, errors: Arc::default() };
         for number in 0..2 * QUEUE {
             assert_eq!(pods.labels(&container(&number.to_string()), Instant::now()), None);
         }

@@ -107,6 +107,12 @@ impl Tracer {
         Self { pods, ..self }
     }
 
+    /// Requests for labels of pods that failed; `None` where nobody asks for them.
+    #[must_use]
+    pub fn pod_errors(&self) -> Option<u64> {
+        self.pods.as_ref().map(Pods::errors)
+    }
+
     /// Takes notice of a worker that starts: what has to be asked for is here when its first operation ends.
     pub fn meet(&self, worker: &Worker) {
         self.pod_labels(worker);

@@ -98,7 +98,11 @@ impl Traces {
         let counts = otlp.counts();
         let total = |count: &std::sync::atomic::AtomicU64| count.load(Ordering::Relaxed);
         let dropped = [("queue_full", total(&counts.queue_full)), ("not_taken", total(&counts.failed))];
-        metrics.spans(total(&counts.exported), &dropped, total(&counts.errors));
+        metrics.spans(total(&counts.exported), &dropped);
+        metrics.export_errors("otlp", total(&counts.errors));
+        if let Some(errors) = tracer.pod_errors() {
+            metrics.export_errors("kubernetes", errors);
+        }
     }
 
     /// Ends the export. Workers that still run get a root span up to now, so that what they did has one.

@@ -16,6 +16,8 @@ static RANGES: [Range; MOST] = [const { Range::unused() }; MOST];
 static HANDLER: Once = Once::new();
 /// What was done about SIGBUS before.
 static BEFORE: AtomicUsize = AtomicUsize::new(libc::SIG_DFL);
+/// Bytes of a page, asked for before the handler needs it.
+static PAGE: AtomicUsize = AtomicUsize::new(4096);
 
 struct Range {
     /// 0 = not in use.
@@ -98,6 +100,7 @@ pub fn map_as_program(file: &File) -> io::Result<memmap2::Mmap> {
 }
 
 fn catch_bus_errors() {
+    PAGE.store(usize::try_from(procfs::page_size()).unwrap_or(4096), Ordering::Release);
     let handler: extern "C" fn(libc::c_int, *const libc::siginfo_t, *const libc::c_void) = on_bus_error;
     // SAFETY: all zeros is an empty sigaction.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
@@ -119,11 +122,11 @@ extern "C" fn on_bus_error(signal: libc::c_int, info: *const libc::siginfo_t, _:
     let address = unsafe { info.si_addr() }.addr();
     if let Some(range) = RANGES.iter().find(|range| range.holds(address)) {
         range.cut.store(true, Ordering::Release);
-        const PAGE: usize = 4096;
-        let page = ptr::without_provenance_mut(address & !(PAGE - 1));
+        let bytes = PAGE.load(Ordering::Acquire);
+        let page = ptr::without_provenance_mut(address & !(bytes - 1));
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
         // SAFETY: a page inside a mapping of ours, which only changes its contents.
-        if unsafe { libc::mmap(page, PAGE, libc::PROT_READ, flags, -1, 0) } != libc::MAP_FAILED {
+        if unsafe { libc::mmap(page, bytes, libc::PROT_READ, flags, -1, 0) } != libc::MAP_FAILED {
             return;
         }
     }

@@ -60,7 +60,12 @@ fn offsets(btf: &Btf) -> Result<KernelOffsets, OffsetError> {
         task_signal: of("task_struct", &["signal"])?,
         task_pid: of("task_struct", &["pid"])?,
         task_tgid: of("task_struct", &["tgid"])?,
-        task_fsbase: of("task_struct", &["thread", "fsbase"])?,
+        // Where glibc keeps what it mangles jumps with; on arm64 that lies in the loader.
+        task_fsbase: if cfg!(target_arch = "x86_64") {
+            of("task_struct", &["thread", "fsbase"])?
+        } else {
+            ABSENT
+        },
         task_sas_ss_sp: of("task_struct", &["sas_ss_sp"])?,
         task_sas_ss_size: of("task_struct", &["sas_ss_size"])?,
         signal_live: of("signal_struct", &["live"])?,

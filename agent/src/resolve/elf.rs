@@ -330,13 +330,12 @@ impl<'a> ElfFile<'a> {
         self.is_cut_off
     }
 
-    /// The virtual address of a place in the file, if a code segment holds it; the start of a page that a segment shares
-    /// counts to the segment, as the loader maps it.
+    /// The virtual address of a place in the file, if a code segment holds it; the start of a page of `page` bytes that
+    /// a segment shares counts to the segment, as the loader maps it.
     #[must_use]
-    pub fn vaddr_of(&self, offset: FileOffset) -> Option<Vaddr> {
-        const PAGE: u64 = 4096;
+    pub fn vaddr_of(&self, offset: FileOffset, page: u64) -> Option<Vaddr> {
         self.segments.iter().filter(|segment| segment.executable).find_map(|segment| {
-            let first = segment.offset / PAGE * PAGE;
+            let first = segment.offset.saturating_sub(segment.offset.checked_rem(page).unwrap_or(0));
             let inside = offset.0 >= first && offset.0 < segment.offset.saturating_add(segment.size);
             inside.then(|| Vaddr(segment.vaddr.wrapping_add(offset.0.wrapping_sub(segment.offset))))
         })

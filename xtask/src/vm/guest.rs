@@ -1,5 +1,5 @@
 //! Turns a kernel and a list of commands into what each command said and how it ended: a machine in QEMU whose root file
-//! system is this machine's, read-only, over 9p.
+//! system is this machine's, read-only, over 9p. One for arm64 has a small one of its own, and this machine's in [`HOST`].
 //!
 //! The processor is emulated (TCG): virtual machines hang where this machine is one itself without nested virtualisation
 //! proper, and a test that runs everywhere is worth more than a fast one. Times inside mean nothing. The guest has its own
@@ -16,7 +16,7 @@ use anyhow::{Context, Result};
 use crate::builds;
 use crate::places::{repository, target_dir};
 use crate::shell::follow;
-use crate::vm::kernel::Kernel;
+use crate::vm::kernel::{Cpu, Kernel};
 
 /// Version of the cgroups that a guest has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +44,9 @@ pub(crate) struct Outcome {
     pub(crate) ended: Vec<i32>,
 }
 
+/// Where a guest for arm64 has this machine's root file system.
+pub(crate) const HOST: &str = "/tmp/host";
+
 const BEGIN: &str = "@@step ";
 const END: &str = "@@ended ";
 const RELEASE: &str = "@@release ";
@@ -53,7 +56,7 @@ pub(crate) fn boot(kernel: &Kernel, cgroups: Cgroups, steps: &[Step]) -> Result<
     let folder = target_dir()?.join("vm");
     fs::create_dir_all(&folder)?;
     let archive = folder.join(format!("{}-{}.cpio", kernel.name, std::process::id()));
-    fs::write(&archive, initramfs(&kernel.folder()?, cgroups, steps)?)?;
+    fs::write(&archive, initramfs(kernel, cgroups, steps)?)?;
     let limit = steps.iter().fold(Duration::from_secs(300), |sum, step| sum + step.limit);
     let mut outcome = Outcome::default();
     let run = follow(&mut qemu(kernel, &archive, limit)?, |line| outcome.take(line));
@@ -82,22 +85,47 @@ impl Outcome {
 
 /// QEMU of another suite, with that suite's own libraries and loader.
 fn qemu(kernel: &Kernel, archive: &Path, limit: Duration) -> Result<Command> {
-    let root = builds::folder()?.join("qemu").canonicalize().context("no build `qemu`")?;
+    let (build, program) = match kernel.cpu {
+        Cpu::X86_64 => ("qemu", "qemu-system-x86_64"),
+        Cpu::Arm64 => ("qemu-arm64", "qemu-system-aarch64"),
+    };
+    let root = builds::folder()?.join(build).canonicalize().with_context(|| format!("no build `{build}`"))?;
     let usr = root.join("usr");
     let folder = kernel.folder()?.canonicalize().with_context(|| format!("no build `{}`", kernel.build))?;
     let mut qemu = Command::new("timeout");
     qemu.args(["-k", "10", &limit.as_secs().to_string()]).arg(usr.join("lib64/ld-linux-x86-64.so.2"));
     qemu.arg("--library-path").arg(usr.join("lib/x86_64-linux-gnu"));
-    qemu.arg(usr.join("bin/qemu-system-x86_64"));
+    qemu.arg(usr.join("bin").join(program));
     qemu.arg("-L").arg(usr.join("share/qemu")).arg("-L").arg(usr.join("share/seabios"));
-    qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "2048"]);
+    let (cpu, console) = match kernel.cpu {
+        Cpu::X86_64 => ("max", "ttyS0 mitigations=off tsc=reliable"),
+        // Signed pointers by a cheap function of the emulator's own.
+        Cpu::Arm64 => ("max,pauth-impdef=on", "ttyAMA0"),
+    };
+    if kernel.cpu == Cpu::Arm64 {
+        qemu.args(["-machine", "virt"]);
+    }
+    qemu.args(["-accel", "tcg,thread=multi", "-cpu", cpu, "-smp", "2", "-m", "2048"]);
     qemu.args(["-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio", "-net", "none"]);
-    // Several file systems of this machine lie below its root: their inode numbers are told apart.
-    qemu.args(["-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"]);
-    qemu.args(["-device", "virtio-9p-pci,fsdev=root,mount_tag=root"]);
+    let own = folder.join("root");
+    match kernel.cpu {
+        Cpu::X86_64 => share(&mut qemu, "root", Path::new("/")),
+        Cpu::Arm64 => {
+            share(&mut qemu, "root", &own);
+            share(&mut qemu, "host", Path::new("/"));
+        }
+    }
     qemu.arg("-kernel").arg(folder.join("vmlinuz")).arg("-initrd").arg(archive);
-    qemu.args(["-append", "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable"]);
+    qemu.arg("-append").arg(format!("console={console} quiet panic=-1"));
     Ok(qemu)
+}
+
+/// A folder of this machine. Several file systems can lie below it: their inode numbers are told apart.
+fn share(qemu: &mut Command, name: &str, folder: &Path) {
+    let folder = folder.display();
+    qemu.arg("-fsdev")
+        .arg(format!("local,id={name},path={folder},security_model=none,readonly=on,multidevs=remap"));
+    qemu.arg("-device").arg(format!("virtio-9p-pci,fsdev={name},mount_tag={name}"));
 }
 
 /// The first program of the guest. Modules are tried until those that they need are there; kernels of Debian 13 and newer
@@ -111,6 +139,7 @@ $B mkdir -p $R/dev/shm; HERE=$($B cat /checkout)
 case $HERE in /tmp/*|/run/*) $B mount -o bind $R$HERE /kept ;; esac
 for folder in tmp run dev/shm; do $B mount -t tmpfs tmpfs $R/$folder; done
 case $HERE in /tmp/*|/run/*) $B mkdir -p $R$HERE; $B mount -o bind /kept $R$HERE ;; esac
+. /shares
 $B mount -t tracefs tracefs $R/sys/kernel/tracing; $B mount -t bpf bpf $R/sys/fs/bpf
 . /cgroups
 $B ip link set lo up
@@ -118,26 +147,41 @@ echo "@@release $($B uname -r)"
 . /steps
 $B poweroff -f
 "#;
+const HOST_MOUNT: &str = "H=$R/tmp/host; $B mkdir $H
+$B mount -t 9p -o trans=virtio,version=9p2000.L,cache=loose,msize=524288,ro host $H || echo \"no host\"\n";
 const CGROUP_V2: &str = "$B mount -t cgroup2 cgroup2 $R/sys/fs/cgroup\n";
 const CGROUP_V1: &str =
     "$B mount -t tmpfs tmpfs $R/sys/fs/cgroup; cd $R/sys/fs/cgroup; $B mkdir memory unified
 $B mount -t cgroup -o memory cgroup memory; $B mount -t cgroup2 cgroup2 unified; cd /\n";
 
-fn initramfs(kernel: &Path, cgroups: Cgroups, steps: &[Step]) -> Result<Vec<u8>> {
-    let busybox = builds::folder()?.join("qemu/usr/bin/busybox");
+fn initramfs(kernel: &Kernel, cgroups: Cgroups, steps: &[Step]) -> Result<Vec<u8>> {
+    let folder = kernel.folder()?;
+    let (busybox, host) = match kernel.cpu {
+        Cpu::X86_64 => (builds::folder()?.join("qemu/usr/bin/busybox"), ""),
+        Cpu::Arm64 => (folder.join("root/usr/bin/busybox"), HOST_MOUNT),
+    };
     let mut archive = Archive::default();
     for folder in ["bin", "modules", "root", "proc", "kept"] {
         archive.add(folder, FOLDER, &[])?;
     }
-    archive.add("bin/busybox", PROGRAM, &fs::read(&busybox).context("no build `qemu`")?)?;
-    for entry in fs::read_dir(kernel.join("modules"))? {
+    archive.add(
+        "bin/busybox",
+        PROGRAM,
+        &fs::read(&busybox).with_context(|| busybox.display().to_string())?,
+    )?;
+    for entry in fs::read_dir(folder.join("modules"))? {
         let entry = entry?;
         let name = format!("modules/{}", entry.file_name().to_string_lossy());
         archive.add(&name, PROGRAM, &fs::read(entry.path())?)?;
     }
     archive.add("init", PROGRAM, INIT.as_bytes())?;
-    archive.add("checkout", PROGRAM, repository()?.to_string_lossy().as_bytes())?;
+    let checkout = match kernel.cpu {
+        Cpu::X86_64 => repository()?.to_string_lossy().into_owned(),
+        Cpu::Arm64 => String::new(),
+    };
+    archive.add("checkout", PROGRAM, checkout.as_bytes())?;
     let mounts = if cgroups == Cgroups::V1 { CGROUP_V1 } else { CGROUP_V2 };
+    archive.add("shares", PROGRAM, host.as_bytes())?;
     archive.add("cgroups", PROGRAM, mounts.as_bytes())?;
     archive.add("steps", PROGRAM, script(steps).as_bytes())?;
     archive.end()

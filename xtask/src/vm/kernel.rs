@@ -7,8 +7,15 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::builds::{self, UNPACKED, remove};
+use crate::builds::{self, ARM64_UNPACKED, UNPACKED, remove};
 use crate::shell::run;
+
+/// The processor of a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cpu {
+    X86_64,
+    Arm64,
+}
 
 /// A kernel that cadscope is tried on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +24,7 @@ pub(crate) struct Kernel {
     pub(crate) name: &'static str,
     /// The build that holds it.
     pub(crate) build: &'static str,
+    pub(crate) cpu: Cpu,
     /// Part of `cargo xtask test`.
     pub(crate) everyday: bool,
     /// It is too old, and is to be refused.
@@ -28,12 +36,20 @@ pub(crate) struct Kernel {
 }
 
 /// From the oldest.
-pub(crate) const KERNELS: [Kernel; 4] = [
-    Kernel { name: "5.10", build: "linux-5.10", everyday: true, refused: true, multi: false, v1: true },
-    Kernel { name: "6.1", build: "linux-6.1", everyday: true, refused: false, multi: false, v1: true },
-    Kernel { name: "6.12", build: "linux-6.12", everyday: false, refused: false, multi: true, v1: false },
-    Kernel { name: "7", build: "linux-7", everyday: false, refused: false, multi: true, v1: false },
+pub(crate) const KERNELS: [Kernel; 5] = [
+    Kernel { refused: true, v1: true, ..x86("5.10", "linux-5.10", true) },
+    Kernel { v1: true, ..x86("6.1", "linux-6.1", true) },
+    Kernel { multi: true, ..x86("6.12", "linux-6.12", false) },
+    Kernel { multi: true, ..x86("7", "linux-7", false) },
+    Kernel { cpu: Cpu::Arm64, multi: true, ..x86("arm64", "linux-arm64", false) },
 ];
+
+const fn x86(name: &'static str, build: &'static str, everyday: bool) -> Kernel {
+    Kernel { name, build, cpu: Cpu::X86_64, everyday, refused: false, multi: false, v1: false }
+}
+
+/// What releases of Debian's kernels for arm64 end with.
+const ARM64_RELEASE: &str = "-arm64";
 
 /// Modules between a kernel and a file system of its host; not every kernel has each as a module.
 pub(crate) const MODULES: [&str; 10] = [
@@ -62,18 +78,51 @@ pub(crate) fn unpack(suites: &[&str], target: &Path) -> Result<()> {
     if !got {
         bail!("no kernel package of {} could be had", suites.join(" or "));
     }
-    fs::create_dir_all(partial.join("modules"))?;
-    let files = files_below(&root)?;
+    take(&root, &partial)?;
+    remove(&root)?;
+    Ok(fs::rename(&partial, target)?)
+}
+
+/// What a machine for arm64 has beside its kernel: what a worker in C++ needs.
+pub(crate) const ARM64_PACKAGES: [&str; 6] =
+    ["linux-image-arm64", "busybox-static", "dash", "coreutils", "util-linux", "libstdc++6"];
+
+/// The kernel of this Debian suite for arm64, and in `root` a root file system: that of this machine has another processor's
+/// programs.
+pub(crate) fn unpack_arm64(suite: &str, target: &Path) -> Result<()> {
+    let (root, partial) = (target.with_extension("root"), target.with_extension("partial"));
+    remove(&root)?;
+    remove(&partial)?;
+    let include = format!("--include={}", ARM64_PACKAGES.join(","));
+    run(Command::new("mmdebstrap").args(ARM64_UNPACKED).args([&include, suite]).arg(&root))?;
+    take(&root, &partial)?;
+    remove(&root.join("usr/lib/modules"))?;
+    remove(&root.join("boot"))?;
+    for folder in ["bin", "lib", "sbin"] {
+        if !root.join(folder).exists() {
+            std::os::unix::fs::symlink(format!("usr/{folder}"), root.join(folder))?;
+        }
+    }
+    for folder in ["dev", "proc", "root", "run", "sys", "tmp"] {
+        fs::create_dir_all(root.join(folder))?;
+    }
+    fs::rename(&root, partial.join("root"))?;
+    Ok(fs::rename(&partial, target)?)
+}
+
+/// Copies kernel and modules out of an unpacked package.
+fn take(root: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to.join("modules"))?;
+    let files = files_below(root)?;
     let image = files.iter().find(|path| named(path, "vmlinuz")).context("the package has no kernel")?;
-    fs::copy(image, partial.join("vmlinuz"))?;
+    fs::copy(image, to.join("vmlinuz"))?;
     for (number, module) in MODULES.iter().enumerate() {
         let wanted = format!("{module}.ko");
         if let Some(file) = files.iter().find(|path| named(path, &wanted)) {
-            fs::copy(file, partial.join(format!("modules/{number}-{wanted}")))?;
+            fs::copy(file, to.join(format!("modules/{number}-{wanted}")))?;
         }
     }
-    remove(&root)?;
-    Ok(fs::rename(&partial, target)?)
+    Ok(())
 }
 
 /// `vmlinuz-6.1.0-56-amd64` is named vmlinuz, `9p.ko.xz` is named 9p.ko.
@@ -101,6 +150,16 @@ fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
 }
 
 impl Kernel {
+    /// Whether a guest with this `uname -r` has it.
+    pub(crate) fn has_release(&self, release: &str) -> bool {
+        match self.cpu {
+            Cpu::X86_64 => {
+                release.starts_with(&format!("{}.", self.name)) && !release.ends_with(ARM64_RELEASE)
+            }
+            Cpu::Arm64 => release.ends_with(ARM64_RELEASE),
+        }
+    }
+
     /// Where it is unpacked.
     pub(crate) fn folder(&self) -> Result<PathBuf> {
         Ok(builds::folder()?.join(self.build))
@@ -110,6 +169,19 @@ impl Kernel {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_release_is_of_one_kernel() {
+        for (release, name) in
+            [("6.12.118+deb13-amd64", "6.12"), ("6.12.118+deb13", "6.12"), ("6.1.0-56", "6.1")]
+        {
+            let known: Vec<_> = KERNELS.iter().filter(|kernel| kernel.has_release(release)).collect();
+            assert!(matches!(known[..], [kernel] if kernel.name == name), "{release}");
+        }
+        let known: Vec<_> =
+            KERNELS.iter().filter(|kernel| kernel.has_release("6.12.118+deb13-arm64")).collect();
+        assert!(matches!(known[..], [kernel] if kernel.cpu == Cpu::Arm64));
+    }
 
     #[test]
     fn modules_are_told_by_their_whole_name() {
