@@ -15,6 +15,7 @@ mod alerts;
 mod bench;
 mod build;
 mod builds;
+mod coverage;
 mod dashboards;
 mod demo;
 mod docs;
@@ -171,6 +172,13 @@ enum Task {
         #[arg(long)]
         short: bool,
     },
+    /// How much of the agent's code unit and root tests reach: docs/coverage.md
+    ///
+    /// Compiles with the compiler's counters, in a folder of its own; takes as long as the tests and some minutes more.
+    Coverage {
+        /// Only these programs of tests/tests (all unless told)
+        tests: Vec<String>,
+    },
     /// Mixed FreeCAD work and faults for as long as you like, while everything is counted: nothing lost, nothing kept
     Soak {
         /// How long
@@ -259,6 +267,7 @@ fn main() -> ExitCode {
         Task::Ci { full } => test::test(test::Rules { full, locked: true }),
         Task::Vm { kernels, short } => vm::vm(&kernels, short),
         Task::Fresh { promise, keep } => fresh::fresh(promise, keep),
+        Task::Coverage { tests } => coverage::coverage(&tests),
         Task::Soak { minutes } => test::soak(minutes),
         Task::K8s { words } => kubernetes::node(&words),
         Task::Bench(Bench::Calls { rounds }) => bench::calls(rounds),

@@ -55,7 +55,7 @@ enum Source {
 type Pairs = &'static [(&'static str, &'static str)];
 
 /// LLVM of the Debian compiler; bpf-linker must not have an older one than the compiler.
-const LLVM: &str = "/usr/lib/llvm-22";
+pub(crate) const LLVM: &str = "/usr/lib/llvm-22";
 
 const TOOLS: &[Tool] = &[
     Tool {
