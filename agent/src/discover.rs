@@ -13,8 +13,7 @@ use cadscope_common::record::ProcessKey;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::Mode;
 use nix::sys::statfs::{BTRFS_SUPER_MAGIC, OVERLAYFS_SUPER_MAGIC, fstatfs};
-use procfs::FromRead as _;
-use procfs::process::{MMPermissions, MMapPath, Process, Stat};
+use procfs::process::{MMPermissions, MMapPath, Process};
 
 use crate::job::ENVIRON_BYTES;
 
@@ -150,29 +149,44 @@ pub fn processes(proc: &Path) -> Vec<u32> {
 /// Identity of a live process; its start time has the 10 ms steps of /proc.
 #[must_use]
 pub fn key_of(proc: &Path, pid: u32) -> Option<ProcessKey> {
-    let start = stat(&process(proc, pid)?)?.starttime;
+    let start = stat(&process(proc, pid)?)?.start;
     let per_second = procfs::ticks_per_second().max(1);
     let start_boottime_ns = start.saturating_mul(1_000_000_000 / per_second);
     Some(ProcessKey { pid, padding: 0, start_boottime_ns })
 }
 
-/// A process's `stat`, if its name is set off as the kernel does: the library panics where it is not.
+/// More than `stat` of any process has.
+const STAT_BYTES: u64 = 4096;
+
+/// What is wanted of a process's `stat` (proc(5)).
+struct Stat {
+    parent: u32,
+    /// In the kernel's ticks, in user and kernel mode.
+    cpu_ticks: u64,
+    /// In the kernel's ticks since boot.
+    start: u64,
+}
+
+/// Reads it itself: the library that reads the others panics where a text is cut off behind the name.
 fn stat(process: &Process) -> Option<Stat> {
     let mut bytes = Vec::with_capacity(512);
-    process.open_relative("stat").ok()?.read_to_end(&mut bytes).ok()?;
-    let text = String::from_utf8_lossy(&bytes);
-    let (pid, _) = text.split_once(" (")?;
-    let (name, _) = text.rsplit_once(") ")?;
-    let whole = pid.bytes().all(|byte| byte.is_ascii_digit()) && name.len() > pid.len() + 1;
-    let last = text.rfind(')') == Some(name.len());
-    (whole && last).then(|| Stat::from_read(text.as_bytes()).ok()).flatten()
+    process.open_relative("stat").ok()?.take(STAT_BYTES).read_to_end(&mut bytes).ok()?;
+    // Whatever the name holds, it ends at the last parenthesis; the field behind it is the third.
+    let end = bytes.iter().rposition(|byte| *byte == b')')?;
+    let text = std::str::from_utf8(bytes.get(end + 1..)?).ok()?;
+    let fields: Vec<&str> = text.split_ascii_whitespace().collect();
+    let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
+    Some(Stat {
+        parent: u32::try_from(number(4)?).ok()?,
+        cpu_ticks: number(14)?.saturating_add(number(15)?),
+        start: number(22)?,
+    })
 }
 
 /// The parent of a process; `None` if it is gone or has none.
 #[must_use]
 pub fn parent_of(proc: &Path, pid: u32) -> Option<u32> {
-    let parent = stat(&process(proc, pid)?)?.ppid;
-    u32::try_from(parent).ok().filter(|parent| *parent > 0)
+    Some(stat(&process(proc, pid)?)?.parent).filter(|parent| *parent > 0)
 }
 
 /// At most `limit` bytes of a regular file below the root of a process, resolved without leaving that root.
@@ -293,7 +307,7 @@ pub fn usage_of(proc: &Path, pid: u32) -> Option<Usage> {
     let tick_ns = 1_000_000_000 / procfs::ticks_per_second().max(1);
     let bytes = |kib: Option<u64>| kib.unwrap_or(0).saturating_mul(1024);
     Some(Usage {
-        cpu_ns: stat.utime.saturating_add(stat.stime).saturating_mul(tick_ns),
+        cpu_ns: stat.cpu_ticks.saturating_mul(tick_ns),
         resident_bytes: bytes(status.vmrss),
         peak_bytes: bytes(status.vmhwm),
     })
