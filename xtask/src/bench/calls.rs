@@ -154,9 +154,15 @@ impl Places {
         let answer = String::from_utf8_lossy(&answer.stdout).into_owned();
         let line = answer.lines().find(|line| line.trim_start().starts_with("bench.call"));
         let line = line.with_context(|| format!("{} is not placed:\n{answer}", case.symbol))?;
-        let words = line.split_whitespace();
-        let chosen: Vec<u64> =
-            words.filter_map(|word| u64::from_str_radix(word.strip_prefix("0x")?, 16).ok()).collect();
+        // A site says how it is run; other addresses stand in the reasons.
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let site = |pair: &[&str]| match pair {
+            [at, "emulated" | "emulated," | "stepped"] => {
+                u64::from_str_radix(at.strip_prefix("0x")?, 16).ok()
+            }
+            _ => None,
+        };
+        let chosen: Vec<u64> = words.windows(2).filter_map(site).collect();
         Ok(Self { chosen, first_and_return: first_and_return(case.symbol)? })
     }
 }
@@ -241,10 +247,14 @@ fn with_bare(program: &Path, offsets: &[u64], caller: &mut Caller) -> Result<f64
         .stdout(Stdio::piped())
         .spawn()?;
     let mut line = String::new();
-    BufReader::new(child.stdout.take().context("no output")?).read_line(&mut line)?;
+    // It says more than that: what it writes to must stay open until it has ended.
+    let mut output = BufReader::new(child.stdout.take().context("no output")?);
+    output.read_line(&mut line)?;
     let cost = if line.trim() == "ready" { caller.cost() } else { Err(anyhow::anyhow!("no probes")) };
     drop(child.stdin.take());
-    child.wait()?;
+    let status = child.wait()?;
+    ensure!(status.success(), "the empty programs ended with {status}");
+    drop(output);
     cost
 }
 
