@@ -34,8 +34,10 @@ use crate::sources::Sources;
 use crate::workers::{Late, Live, Targets, Workers};
 use crate::written::Written;
 
-/// How often the mappings of workers are looked at again, in nanoseconds.
+/// How often it is looked which workers are alive, in nanoseconds.
 const REVIEW_NS: u64 = 10_000_000_000;
+/// Each look reads the mappings of one worker in so many.
+const REVIEW_PARTS: u32 = 6;
 /// How many reviews a process whose file could not be looked at gets another look: ten minutes of them.
 const LOOKS_AGAIN: u8 = 60;
 /// How often the counts of calls without records are taken, in nanoseconds.
@@ -148,6 +150,7 @@ pub struct Observer {
     /// again.
     again: HashMap<u32, u8>,
     reviewed_ns: u64,
+    reviews: u32,
     forgot_ns: u64,
     received: u64,
     budget: Budget,
@@ -222,6 +225,7 @@ impl Observer {
             late: Vec::new(),
             again: HashMap::new(),
             reviewed_ns: now,
+            reviews: 0,
             forgot_ns: now,
             received: 0,
             budget: Budget::new(options.limits, now),
@@ -568,10 +572,15 @@ impl Observer {
         renew(live, &self.attacher.versions_of(pid), say);
     }
 
-    /// Looks again at which files live workers map, and finds workers whose end was not reported.
+    /// Finds workers whose end was not reported, and looks again at which files the others map, at some of them each
+    /// time: it is read for the rare one that lets go of a library.
     fn review(&mut self, now: u64, say: &mut dyn FnMut(Observation)) {
+        self.reviews = self.reviews.wrapping_add(1);
         for pid in self.workers.pids() {
             if discover::is_alive(&self.proc, pid) {
+                if pid % REVIEW_PARTS != self.reviews % REVIEW_PARTS {
+                    continue;
+                }
                 let mapped: HashSet<FileId> =
                     discover::mappings_of(&self.proc, pid).into_iter().map(|mapping| mapping.file).collect();
                 if !mapped.is_empty() {
