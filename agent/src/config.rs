@@ -32,7 +32,7 @@ mod agent_url;
 const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9777);
 
 /// Keys of the configuration file.
-pub const FILE_KEYS: [&str; 33] = [
+pub const FILE_KEYS: [&str; 34] = [
     "ai_latency",
     "ai_provider",
     "attach",
@@ -43,6 +43,7 @@ pub const FILE_KEYS: [&str; 33] = [
     "export_validation",
     "flow",
     "flow_type_env",
+    "give_way",
     "job_id_env",
     "linger",
     "listen",
@@ -270,6 +271,10 @@ enum CommandArgs {
         /// Larger files are not digested, in bytes [env: CADSCOPE_EXPORT_BYTES] [default: 67108864]
         #[arg(long, value_name = "BYTES")]
         export_bytes: Option<u64>,
+        /// Whether a file has no probes while valgrind runs it, which would take them for the worker's own breakpoints
+        /// [env: CADSCOPE_GIVE_WAY] [default: true]
+        #[arg(long, value_name = "BOOL")]
+        give_way: Option<bool>,
         /// Folder for what is known after a restart: digests of exports
         /// [env: CADSCOPE_STATE] [default: /var/lib/cadscope]
         #[arg(long, value_name = "DIR")]
@@ -595,6 +600,8 @@ pub struct AgentConfig {
     pub ai_providers: Option<Providers>,
     /// How exports are compared with earlier ones; `None`: they are not.
     pub validation: Option<ValidationConfig>,
+    /// Whether a file has no probes while valgrind runs it.
+    pub give_way: bool,
 }
 
 /// Which files guard the pages.
@@ -978,6 +985,7 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
                 ai_latency,
                 export_validation,
                 export_bytes,
+                give_way,
                 state,
             } => {
                 let Seconds(linger) = self.setting(linger, "linger", Seconds(60))?;
@@ -1007,6 +1015,7 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
                     progress_redis: self.progress_redis(progress_redis)?,
                     ai_providers: self.ai_providers(ai_latency)?,
                     validation: self.validation(export_validation, export_bytes, state)?,
+                    give_way: self.setting(give_way, "give_way", true)?,
                 }))
             }
             CommandArgs::Trace { output, format, pid, run } => {
@@ -1104,6 +1113,7 @@ mod tests {
                 most_bytes: 64 << 20,
                 state: PathBuf::from("/var/lib/cadscope"),
             }),
+            give_way: true,
         };
         assert_eq!(config.command, Command::Agent(Box::new(agent)));
         assert!(!config.catalog.probes.is_empty());
