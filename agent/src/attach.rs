@@ -53,7 +53,9 @@ pub enum FileError {
     #[error("its former probes are still being taken away")]
     Closing,
     /// A program maps it that would take probes for its own breakpoints.
-    #[error("it has no probes while valgrind runs it, which would take them for the worker's own breakpoints")]
+    #[error(
+        "it has no probes while valgrind runs it, which would take them for the worker's own breakpoints"
+    )]
     Translated,
     /// It is not an ELF file that can be understood.
     #[error(transparent)]
