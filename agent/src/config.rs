@@ -150,6 +150,8 @@ pub struct AgentConfig {
     pub ai_providers: Option<Providers>,
     /// How exports are compared with earlier ones; `None`: they are not.
     pub validation: Option<ValidationConfig>,
+    /// Whether a file has no probes while valgrind runs it.
+    pub give_way: bool,
 }
 
 /// Which files guard the pages.

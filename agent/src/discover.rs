@@ -337,6 +337,13 @@ pub fn is_alive(proc: &Path, pid: u32) -> bool {
     proc.join(pid.to_string()).exists()
 }
 
+/// Whether a program runs its own translation of a worker's code: one of valgrind's tools, which are named `memcheck-amd64-linux`
+/// and so on.
+#[must_use]
+pub fn is_translator(path: &str) -> bool {
+    ["-amd64-linux", "-arm64-linux"].iter().any(|end| path.ends_with(end))
+}
+
 /// File name of the program that a process runs; `?` if it is gone.
 #[must_use]
 pub fn program_of(proc: &Path, pid: u32) -> String {
@@ -364,6 +371,16 @@ mod tests {
             (kib(b"\t   12 kB"), kib(b"\t12"), kib(b"\tkB"), kib(b"\xff kB")),
             (Some(12288), None, None, None)
         );
+    }
+
+    #[test]
+    fn valgrinds_tools_are_known_by_their_names() {
+        for tool in ["/usr/libexec/valgrind/memcheck-amd64-linux", "none-arm64-linux"] {
+            assert!(is_translator(tool), "{tool}");
+        }
+        for other in ["/usr/bin/valgrind", "/usr/bin/x86_64-linux-gnu-gcc", "freecadcmd", "?"] {
+            assert!(!is_translator(other), "{other}");
+        }
     }
 
     #[test]

@@ -212,6 +212,10 @@ pub(super) enum CommandArgs {
         /// Larger files are not digested, in bytes [env: CADSCOPE_EXPORT_BYTES] [default: 67108864]
         #[arg(long, value_name = "BYTES")]
         export_bytes: Option<u64>,
+        /// Whether a file has no probes while valgrind runs it, which would take them for the worker's own breakpoints
+        /// [env: CADSCOPE_GIVE_WAY] [default: true]
+        #[arg(long, value_name = "BOOL")]
+        give_way: Option<bool>,
         /// Folder for what is known after a restart: digests of exports
         /// [env: CADSCOPE_STATE] [default: /var/lib/cadscope]
         #[arg(long, value_name = "DIR")]

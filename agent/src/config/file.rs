@@ -8,7 +8,7 @@ use super::ConfigError;
 use crate::catalog::keys::{suggestion, unknown_key};
 
 /// Keys of the configuration file.
-pub const FILE_KEYS: [&str; 33] = [
+pub const FILE_KEYS: [&str; 34] = [
     "ai_latency",
     "ai_provider",
     "attach",
@@ -19,6 +19,7 @@ pub const FILE_KEYS: [&str; 33] = [
     "export_validation",
     "flow",
     "flow_type_env",
+    "give_way",
     "job_id_env",
     "linger",
     "listen",

@@ -224,6 +224,7 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
                 ai_latency,
                 export_validation,
                 export_bytes,
+                give_way,
                 state,
             } => {
                 let Seconds(linger) = self.setting(linger, "linger", Seconds(60))?;
@@ -253,6 +254,7 @@ impl<E: Fn(&str) -> Option<OsString>> Sources<'_, E> {
                     progress_redis: self.progress_redis(progress_redis)?,
                     ai_providers: self.ai_providers(ai_latency)?,
                     validation: self.validation(export_validation, export_bytes, state)?,
+                    give_way: self.setting(give_way, "give_way", true)?,
                 }))
             }
             CommandArgs::Trace { output, format, pid, run } => {

@@ -53,6 +53,7 @@ fn defaults_are_local_and_safe() {
             most_bytes: 64 << 20,
             state: PathBuf::from("/var/lib/cadscope"),
         }),
+        give_way: true,
     };
     assert_eq!(config.command, Command::Agent(Box::new(agent)));
     assert!(!config.catalog.probes.is_empty());

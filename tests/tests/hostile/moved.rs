@@ -1,0 +1,51 @@
+//! Programs that are renamed, replaced or deleted between their mapping and the agent's look at it.
+
+use super::*;
+
+#[test]
+fn a_program_renamed_replaced_or_deleted_before_it_is_looked_at_is_observed_or_counted_as_missed()
+-> Result<()> {
+    let _node = require_root()?;
+    let folder = scratch()?;
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755))?;
+    for (rights, wrapper) in [("all", Vec::new()), ("chart", by_path())] {
+        let watched = Watched::start(&wrapper, &[])?;
+        for (number, how) in ["renamed", "replaced", "deleted"].into_iter().enumerate() {
+            let program = folder.path().join(format!("hostile-{rights}-{number}"));
+            fs::copy(&watched.program, &program)?;
+            let missed = |m: &cadscope_tests::metrics::Metrics| m.sum("cadscope_workers_missed_total", &[]);
+            let before = missed(&watched.agent.metrics()?);
+            let worker = behind_its_back(&watched.agent, || {
+                let worker = Waiting::start(&[], &program, &["10"])?;
+                match how {
+                    "renamed" => fs::rename(&program, program.with_extension("renamed"))?,
+                    "replaced" => {
+                        let new = program.with_extension("new");
+                        fs::copy(&watched.program, &new)?;
+                        fs::rename(&new, &program)?;
+                    }
+                    _ => fs::remove_file(&program)?,
+                }
+                Ok(worker)
+            })?;
+            let_it_look(&watched)?;
+            let name = format!("hostile-{rights}-{number}");
+            let probed = watched.agent.has_probed(&[&name])?;
+            let missed = missed(&watched.agent.metrics()?) - before;
+            let expected = if probed { 10.0 } else { 0.0 };
+            let (seen, ended) = watched.seen_of(expected, || worker.end())?;
+            eprintln!("{rights}, {how}: probed {probed}, {seen} of 10 calls, {missed} missed");
+            ensure!((ended.code, ended.stdout.as_str()) == (0, "55"), "{rights}, {how}: {ended:?}");
+            ensure!(
+                seen == expected && (probed || missed >= 1.0),
+                "{rights}, {how}: {}",
+                watched.agent.log()
+            );
+        }
+    }
+    harmless(
+        "A program renamed, replaced or deleted while it is mapped",
+        "before the agent looks at it, with all rights and with those of the chart",
+        "it is observed by its mapping, or counted as missed; what stands at its path is not probed for it",
+    )
+}
