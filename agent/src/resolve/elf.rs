@@ -18,8 +18,6 @@ use super::frames::Frames;
 use super::{FileOffset, Unreadable, Vaddr};
 
 mod dynamic;
-#[cfg(test)]
-pub(super) mod fixture;
 mod hash;
 mod slots;
 mod symbols;
@@ -225,4 +223,4 @@ impl<'a> ElfFile<'a> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -2,8 +2,10 @@
 
 use proptest::prelude::*;
 
-use super::fixture::{CODE, Fixture, GOT, STRIDE};
+use self::fixture::{CODE, Fixture, GOT, STRIDE};
 use super::*;
+
+pub(in crate::resolve) mod fixture;
 
 fn three_functions() -> Fixture {
     Fixture::default()

@@ -64,7 +64,7 @@ impl<I: Instruction> Placing<'_, '_, I> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::elf::fixture::{CODE, cfa};
+    use super::super::super::elf::tests::fixture::{CODE, cfa};
     use super::super::super::{ElfFile, Vaddr};
     use super::super::tests::{fixture, place};
     use super::*;

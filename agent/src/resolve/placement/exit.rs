@@ -124,7 +124,7 @@ impl<I: Instruction> Placing<'_, '_, I> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::elf::fixture::{CODE, Fixture, cfa};
+    use super::super::super::elf::tests::fixture::{CODE, Fixture, cfa};
     use super::super::super::{Exit, Vaddr};
     use super::super::FollowPolicy;
     use super::super::tests::{CHECK_FAILED, THROW, checked, fixture, place, place_with};

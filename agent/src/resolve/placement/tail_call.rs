@@ -100,7 +100,7 @@ fn is_ending(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::elf::fixture::{CODE, Fixture, PLT, STRIDE, cfa, word};
+    use super::super::super::elf::tests::fixture::{CODE, Fixture, PLT, STRIDE, cfa, word};
     use super::super::super::{ElfFile, Exit, SiteClass};
     use super::super::Placement;
     use super::super::tests::Part::{Bytes, To};

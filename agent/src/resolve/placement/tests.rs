@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::super::elf::fixture::{CODE, Fixture, PLT, STRIDE, cfa, word};
+use super::super::elf::tests::fixture::{CODE, Fixture, PLT, STRIDE, cfa, word};
 use super::*;
 
 pub(super) const CHECK_FAILED: u64 = PLT;

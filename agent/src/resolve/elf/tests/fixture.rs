@@ -1,28 +1,28 @@
 //! Turns functions given byte by byte into a small ELF file, so that a test can say what every byte of its code is.
 
 /// Address of the first function; each gets [`STRIDE`] bytes.
-pub(in super::super) const CODE: u64 = 0x2000;
+pub(in crate::resolve) const CODE: u64 = 0x2000;
 /// Distance between two functions.
-pub(in super::super) const STRIDE: u64 = 0x100;
+pub(in crate::resolve) const STRIDE: u64 = 0x100;
 /// Address of the first PLT stub; each takes 16 bytes.
-pub(in super::super) const PLT: u64 = 0x1000;
+pub(in crate::resolve) const PLT: u64 = 0x1000;
 /// Address of the first GOT slot.
-pub(in super::super) const GOT: u64 = 0x1800;
+pub(in crate::resolve) const GOT: u64 = 0x1800;
 const EH_FRAME_HEADER: u64 = 0x1c00;
 
 /// `DW_CFA_def_cfa_offset n` after the first `advance` bytes.
-pub(in super::super) fn cfa(advance: u8, offset: u8) -> Vec<u8> {
+pub(in crate::resolve) fn cfa(advance: u8, offset: u8) -> Vec<u8> {
     vec![0x40 | advance, 0x0e, offset]
 }
 
 /// The low half of a number, as it lies in a file.
-pub(in super::super) fn word(number: u64) -> [u8; 4] {
+pub(in crate::resolve) fn word(number: u64) -> [u8; 4] {
     *number.to_le_bytes().first_chunk().unwrap()
 }
 
 /// What to make.
 #[derive(Clone, Debug, Default)]
-pub(in super::super) struct Fixture {
+pub(in crate::resolve) struct Fixture {
     functions: Vec<(String, u8, Vec<u8>, Vec<u8>)>,
     imports: Vec<String>,
     exception_tables: Vec<(usize, u64)>,
@@ -33,49 +33,49 @@ pub(in super::super) struct Fixture {
 
 impl Fixture {
     /// Adds a global function, at `CODE + STRIDE * n`; an empty name makes it a nameless one.
-    pub(in super::super) fn function(mut self, name: &str, code: &[u8], cfi: &[u8]) -> Self {
+    pub(in crate::resolve) fn function(mut self, name: &str, code: &[u8], cfi: &[u8]) -> Self {
         self.functions.push((name.to_owned(), 0x12, code.to_vec(), cfi.to_vec()));
         self
     }
 
     /// Sets binding and type of the last function.
-    pub(in super::super) fn info(mut self, info: u8) -> Self {
+    pub(in crate::resolve) fn info(mut self, info: u8) -> Self {
         self.functions.last_mut().unwrap().1 = info;
         self
     }
 
     /// Adds an imported function, with its stub at `PLT + 16 * n`.
-    pub(in super::super) fn import(mut self, name: &str) -> Self {
+    pub(in crate::resolve) fn import(mut self, name: &str) -> Self {
         self.imports.push(name.to_owned());
         self
     }
 
     /// Puts bytes at an address.
-    pub(in super::super) fn data(mut self, at: u64, bytes: &[u8]) -> Self {
+    pub(in crate::resolve) fn data(mut self, at: u64, bytes: &[u8]) -> Self {
         self.extra.push((at, bytes.to_vec()));
         self
     }
 
     /// Gives a function an exception table at an address.
-    pub(in super::super) fn exceptions(mut self, function: usize, at: u64) -> Self {
+    pub(in crate::resolve) fn exceptions(mut self, function: usize, at: u64) -> Self {
         self.exception_tables.push((function, at));
         self
     }
 
     /// Writes `DT_HASH` instead of `DT_GNU_HASH`.
-    pub(in super::super) fn old_hash(mut self, old_hash: bool) -> Self {
+    pub(in crate::resolve) fn old_hash(mut self, old_hash: bool) -> Self {
         self.old_hash = old_hash;
         self
     }
 
     /// Leaves out the search table of `.eh_frame`, which then only a section header finds.
-    pub(in super::super) fn no_table(mut self, no_table: bool) -> Self {
+    pub(in crate::resolve) fn no_table(mut self, no_table: bool) -> Self {
         self.no_table = no_table;
         self
     }
 
     /// The file; file offsets equal addresses.
-    pub(in super::super) fn build(&self) -> Vec<u8> {
+    pub(in crate::resolve) fn build(&self) -> Vec<u8> {
         let mut file = vec![0; 0x1000];
         let end = CODE + STRIDE * self.functions.len() as u64 + 0x1000;
         for (index, (_, _, code, _)) in self.functions.iter().enumerate() {
