@@ -788,7 +788,13 @@ impl Observer {
             peak_bytes: Some(life.peak_pages.saturating_mul(procfs::page_size())),
             ..End::of_exit(life.status, &life.fate, live.script_failed, live.take_oom())
         };
-        self.end(life.process.pid, life.at_ns, Some(life.status), end, say);
+        // A program begun since, without news of it from the kernel side, is that of another process with its id, whose
+        // mappings were taken for its own.
+        let another = self.workers.get(pid).is_some_and(|live| live.execs > 0);
+        self.end(pid, life.at_ns, Some(life.status), end, say);
+        if another {
+            self.scan(Some(&[pid]), say);
+        }
     }
 
     fn end(

@@ -185,6 +185,8 @@ impl Waiting {
             command.arg(program);
         }
         command.arg("told").args(words).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // Where valgrind may leave what it makes of one that it ends.
+        command.current_dir(program.parent().context("no folder")?);
         let mut child = Running(command.spawn()?);
         let said = BufReader::new(child.0.stdout.take().context("no stdout")?).lines();
         let mut waiting = Self { child, said, pid: 0 };

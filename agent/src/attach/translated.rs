@@ -127,3 +127,38 @@ impl Attacher {
         refused
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(inode: u64) -> FileId {
+        FileId { major: 0, minor: 0, inode, changed_ns: 0 }
+    }
+
+    #[test]
+    fn a_file_is_read_until_the_last_that_translates_it_is_gone() {
+        let mut translators = Translators::default();
+        for (pid, inodes) in [(1, [1, 2]), (2, [2, 3])] {
+            translators.files.insert(pid, inodes.into_iter().map(file).collect());
+        }
+        translators.release(9);
+        assert!(!translators.over && translators.read(file(2)) && !translators.read(file(4)));
+        translators.release(1);
+        assert!(translators.over && !translators.read(file(1)) && translators.read(file(2)));
+        translators.release(2);
+        assert!([1, 2, 3].into_iter().all(|inode| !translators.read(file(inode))));
+    }
+
+    #[test]
+    fn no_more_are_remembered_than_there_is_room_for() {
+        let mut translators = Translators::default();
+        for pid in 0.. {
+            if !translators.has_room() {
+                break;
+            }
+            translators.files.insert(pid, HashSet::new());
+        }
+        assert_eq!(translators.files.len(), MAX_TRANSLATORS);
+    }
+}
