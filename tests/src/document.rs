@@ -224,17 +224,21 @@ pub fn matches(said: &[String], printed: &str) -> Result<()> {
 }
 
 /// Whether a command printed each line of the page, whatever their order and numbers. Short neighbours stand in a row
-/// of their own or in one row of all of them, by how long the whole took: either is the other.
+/// of their own or in one row of all of them, with what is inside them, by how long the whole took: either is the other,
+/// and what is inside stands in the table of totals.
 ///
 /// # Errors
 /// All lines that it did not print.
 pub fn is_like(said: &[String], printed: &str) -> Result<()> {
     let outlines: Vec<String> = printed.lines().map(outline).collect();
+    let is_folded = outlines.iter().any(|line| line.starts_with("… × "));
+    let table = outlines.iter().position(|line| line == "operation count failed total self p50 max");
+    let totals = table.filter(|_| is_folded).and_then(|place| outlines.get(place + 1..)).unwrap_or_default();
     let is_told = |line: &String| {
         let wanted = outline(line);
-        outlines
-            .iter()
-            .any(|printed| fits(&wanted, printed) || folds(&wanted, printed) || folds(printed, &wanted))
+        let is_it =
+            |printed: &String| fits(&wanted, printed) || folds(&wanted, printed) || folds(printed, &wanted);
+        outlines.iter().any(is_it) || totals.iter().any(|total| begins(&wanted, total))
     };
     let missing: Vec<&str> = said
         .iter()
@@ -245,12 +249,16 @@ pub fn is_like(said: &[String], printed: &str) -> Result<()> {
     Ok(())
 }
 
+/// Whether these are a line's first words.
+fn begins(line: &str, words: &str) -> bool {
+    let rest = line.strip_prefix(words).filter(|_| !words.is_empty());
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
+}
+
 /// Whether an outline is that of a folded row, and the other that of a row which it may hold.
 fn folds(folded: &str, row: &str) -> bool {
     let name = folded.strip_prefix("… × ").and_then(|rest| rest.strip_suffix(" (total"));
-    name.is_some_and(|name| {
-        row.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
-    })
+    name.is_some_and(|name| begins(row, name))
 }
 
 /// The words of a line that are the same in each run: no numbers with their units, no bars, no place in a script.
