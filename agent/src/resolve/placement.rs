@@ -125,6 +125,8 @@ struct Placing<'f, 'a, I> {
     goes_on: bool,
     /// Functions whose exits are already taken.
     seen: Vec<u64>,
+    /// Exits that are jumps, and where to.
+    jumps: Vec<(Vaddr, Vaddr)>,
     /// How many functions may still be read.
     bodies_left: usize,
     instructions: PhantomData<I>,
@@ -146,6 +148,7 @@ impl<'f, 'a, I: Instruction> Placing<'f, 'a, I> {
             obstacles: Vec::new(),
             goes_on: false,
             seen: Vec::new(),
+            jumps: Vec::new(),
             bodies_left: MOST_BODIES,
             instructions: PhantomData,
         }
@@ -156,6 +159,10 @@ impl<'f, 'a, I: Instruction> Placing<'f, 'a, I> {
         let (entry, obstacle) = self.entry(&body)?;
         self.obstacles.extend(obstacle.map(|obstacle| (entry.vaddr, obstacle)));
         self.leave(&body, None, 0)?;
+        // What one way did not follow another may have: the operation then lasts until that returns, whichever way it came.
+        let goes_on =
+            |at: Vaddr| self.jumps.iter().any(|(from, to)| *from == at && self.seen.contains(&to.0));
+        self.exits.retain(|(site, _)| !goes_on(site.vaddr));
         let (mut exits, mut obstacles) = (self.exits, self.obstacles);
         exits.sort_by_key(|(site, _)| site.vaddr);
         exits.dedup_by_key(|(site, _)| site.vaddr);
@@ -216,6 +223,7 @@ impl<'f, 'a, I: Instruction> Placing<'f, 'a, I> {
             if site.class == SiteClass::SingleStep {
                 self.obstacles.push((site.vaddr, Obstacle::IndirectJump(jump.at())));
             }
+            self.jumps.extend(callee.here.map(|(to, _)| (site.vaddr, to)));
             self.exits.push((site, name(Exit::TailCall(callee.name))));
         }
         Ok(())

@@ -133,6 +133,25 @@ mod tests {
     }
 
     #[test]
+    fn what_is_followed_by_one_way_goes_on_by_every_way() {
+        let (b, c) = (CODE + STRIDE, CODE + 2 * STRIDE);
+        // test edi,edi; jz +5; jmp
+        let branch = |from: u64, to: u64| {
+            [&[0x85, 0xff, 0x74, 0x05, 0xe9][..], &word(to.wrapping_sub(from + 9))].concat()
+        };
+        let only_jumps = [&branch(CODE, b)[..], &[0xe9], &word(c.wrapping_sub(CODE + 14))].concat();
+        let or_returns = [&branch(b, c)[..], &[0xc3]].concat();
+        let three = fixture().function("a", &only_jumps, &[]).function("b", &or_returns, &[]);
+        let sites = place(&three.function("c", &[0xc3], &[])).unwrap();
+        let at: Vec<Vaddr> = sites.exits.iter().map(|(site, _)| site.vaddr).collect();
+        assert_eq!(at, [Vaddr(b + 9), Vaddr(c)], "{sites:?}");
+        // Alone it ends where it jumps: what it jumps to is trivial.
+        let or_returns = [&branch(CODE, b)[..], &[0xc3]].concat();
+        let two = fixture().function("a", &or_returns, &[]).function("b", &[0xc3], &[]);
+        assert_eq!(place(&two).unwrap().exits.len(), 2);
+    }
+
+    #[test]
     fn a_function_that_only_jumps_has_its_work_done_by_the_callee() {
         let b = CODE + STRIDE;
         let sites =
