@@ -3,6 +3,8 @@
 
 #![allow(clippy::indexing_slicing, reason = "of a file that is there: out of bounds is a failed test")]
 
+#[path = "hostile/begun.rs"]
+mod begun;
 #[path = "hostile/debugged.rs"]
 mod debugged;
 #[path = "hostile/elf.rs"]
