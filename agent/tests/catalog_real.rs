@@ -121,6 +121,9 @@ fn address_of(pid: u32, symbol: &str) -> Option<u64> {
 #[test]
 fn a_running_freecad_tells_its_versions() {
     let Some(freecad) = installed_freecad() else { return };
+    // As `cadscope_tests::node` does: an agent under test would see this worker.
+    let node = fs::File::create(std::env::temp_dir().join("cadscope-tests.lock")).unwrap();
+    node.lock().unwrap();
     let script = tempfile::Builder::new().suffix(".py").tempfile().unwrap();
     fs::write(script.path(), "import time\ntime.sleep(60)\n").unwrap();
     let mut command = Command::new("freecadcmd");

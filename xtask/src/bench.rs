@@ -16,6 +16,7 @@ mod account;
 mod calls;
 mod job;
 mod load;
+mod parts;
 mod resolve;
 mod times;
 

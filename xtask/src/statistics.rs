@@ -3,12 +3,12 @@
 /// Resamples of the bootstrap.
 const RESAMPLES: usize = 10_000;
 
-/// A median with its 95 % confidence interval.
+/// A median, or what else is found in a sample, with its 95 % confidence interval.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Estimate {
-    /// Of the sample.
+    /// Of the sample itself.
     pub(crate) median: f64,
-    /// 2.5 % of the bootstrapped medians are below.
+    /// 2.5 % of the bootstrapped ones are below.
     pub(crate) low: f64,
     /// 2.5 % are above.
     pub(crate) high: f64,
@@ -17,17 +17,36 @@ pub(crate) struct Estimate {
 /// The median of `values`, with its interval by the percentile bootstrap. The same values give the same answer.
 /// `None` for an empty sample.
 pub(crate) fn estimate(values: &[f64]) -> Option<Estimate> {
+    let of = |chosen: &[usize]| {
+        median(&chosen.iter().filter_map(|index| values.get(*index).copied()).collect::<Vec<_>>())
+    };
+    resampled(values.len(), RESAMPLES, of)
+}
+
+/// What `of` finds in all of `count` (it gets their indices), and between what it is in so many samples of them.
+/// `None` if `of` says so.
+pub(crate) fn resampled(
+    count: usize,
+    resamples: usize,
+    of: impl Fn(&[usize]) -> Option<f64>,
+) -> Option<Estimate> {
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
-    let mut medians = Vec::with_capacity(RESAMPLES);
-    for _ in 0..RESAMPLES {
-        let resample: Vec<f64> =
-            (0..values.len()).filter_map(|_| values.get(random.below(values.len())).copied()).collect();
-        medians.push(median(&resample)?);
+    let mut found = Vec::with_capacity(resamples);
+    for _ in 0..resamples {
+        let chosen: Vec<usize> = (0..count).map(|_| random.below(count)).collect();
+        found.push(of(&chosen)?);
     }
-    medians.sort_by(f64::total_cmp);
-    let low = *medians.get(RESAMPLES / 40)?;
-    let high = *medians.get(RESAMPLES - 1 - RESAMPLES / 40)?;
-    Some(Estimate { median: median(values)?, low, high })
+    found.sort_by(f64::total_cmp);
+    let low = *found.get(resamples / 40)?;
+    let high = *found.get(resamples.checked_sub(1 + resamples / 40)?)?;
+    Some(Estimate { median: of(&(0..count).collect::<Vec<_>>())?, low, high })
+}
+
+/// The value that a quarter of them are below.
+pub(crate) fn lower_quartile(values: &[f64]) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 4).copied()
 }
 
 /// The middle value, or the mean of the two in the middle.
@@ -61,6 +80,8 @@ mod tests {
         assert_eq!(median(&[3.0, 1.0, 2.0]), Some(2.0));
         assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), Some(2.5));
         assert_eq!(median(&[]), None);
+        assert_eq!(lower_quartile(&[5.0, 1.0, 4.0, 2.0, 3.0]), Some(2.0));
+        assert_eq!(lower_quartile(&[]), None);
     }
 
     #[test]

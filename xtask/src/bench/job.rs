@@ -8,6 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use super::account::Account;
+use super::parts::{Costs, Parts, costs};
 use super::{binary, children, machine, write_page};
 use crate::demo;
 use crate::places::{cache, freecadcmd, job_script, repository};
@@ -32,6 +33,12 @@ impl Cost {
     }
 }
 
+/// A run; the job may have said what its parts took.
+struct Run {
+    cost: Cost,
+    parts: Option<Parts>,
+}
+
 /// Two runs of the same job.
 #[derive(Clone, Copy, Debug)]
 struct Pair {
@@ -52,11 +59,12 @@ pub(crate) fn job(pairs: u32, script: Option<PathBuf>) -> Result<()> {
 pub(crate) fn suite(pairs: u32) -> Result<()> {
     let folder = cache()?.join("bench");
     std::fs::create_dir_all(&folder)?;
-    let find = "import sys, unittest\nimport TestApp\nfound = unittest.defaultTestLoader.loadTestsFromName('TestApp.All')\n";
-    let (script, found) = (folder.join("suite.py"), folder.join("suite-found.py"));
-    std::fs::write(&script, format!("{find}unittest.TextTestRunner().run(found)\n"))?;
-    std::fs::write(&found, find)?;
-    measure(pairs, &script, &found, "suite", "FreeCAD's own tests (`TestApp.All`)")
+    let (script, first) = (repository()?.join("xtask/bench/suite.py"), folder.join("suite-found.py"));
+    std::fs::write(
+        &first,
+        "import unittest\nimport TestApp\nunittest.defaultTestLoader.loadTestsFromName('TestApp.All')\n",
+    )?;
+    measure(pairs, &script, &first, "suite", "FreeCAD's own tests (`TestApp.All`)")
 }
 
 /// `first` maps the files that `script` does: the agent sees it before.
@@ -67,17 +75,18 @@ fn measure(pairs: u32, script: &Path, first: &Path, command: &str, what: &str) -
     setup::install(Purpose::Demo)?;
     let binary = binary()?;
     let freecad = freecadcmd().context("no freecadcmd")?;
-    let mut measured = Vec::new();
+    let (mut measured, mut parts) = (Vec::new(), Vec::new());
     for index in 0..pairs {
         // Alternately, so that what drifts (heat, other guests) does not favour one side.
-        let pair = if index % 2 == 0 {
-            let alone = run(&freecad, script)?;
-            let (observed, agent_cpu) = observed(&binary, &freecad, script, first)?;
-            Pair { alone, observed, agent_cpu }
+        let (alone, (observed, agent_cpu)) = if index % 2 == 0 {
+            let alone = alone(&freecad, script, first)?;
+            (alone, observed(&binary, &freecad, script, first)?)
         } else {
-            let (observed, agent_cpu) = observed(&binary, &freecad, script, first)?;
-            Pair { alone: run(&freecad, script)?, observed, agent_cpu }
+            let observed = observed(&binary, &freecad, script, first)?;
+            (alone(&freecad, script, first)?, observed)
         };
+        let pair = Pair { alone: alone.cost, observed: observed.cost, agent_cpu };
+        parts.extend(alone.parts.zip(observed.parts));
         println!(
             "pair {:2} of {pairs}: CPU {:.3} s alone, {:.3} s observed ({:+.2} %); agent {:.3} s",
             index + 1,
@@ -91,25 +100,45 @@ fn measure(pairs: u32, script: &Path, first: &Path, command: &str, what: &str) -
     let mut text = document(&measured, command, what, &freecad)?;
     let agent = RunningAgent::start(&binary)?;
     run(&freecad, first)?;
-    let (account, cost) = Account::during(agent.pid(), || run(&freecad, script))?;
+    let (account, run) = Account::during(agent.pid(), || run(&freecad, script))?;
     agent.stop()?;
-    text.push_str(&accounted(account, cost));
+    if let Some(costs) = costs(&parts) {
+        text.push_str(&by_parts(costs, parts.len()));
+    }
+    text.push_str(&accounted(account, run.cost));
     write_page(&format!("bench-{command}.md"), &text)
 }
 
 /// Which of the times.
 type Seconds = fn(Cost) -> f64;
 
+/// What comes before is the same as when it is observed.
+fn alone(freecad: &Path, script: &Path, first: &Path) -> Result<Run> {
+    run(freecad, first)?;
+    run(freecad, script)
+}
+
 /// The first run lets the agent find and attach the files, as it has in a node's life; the second is measured.
-fn observed(binary: &Path, freecad: &Path, script: &Path, first: &Path) -> Result<(Cost, f64)> {
+fn observed(binary: &Path, freecad: &Path, script: &Path, first: &Path) -> Result<(Run, f64)> {
     let agent = RunningAgent::start(binary)?;
     run(freecad, first)?;
-    let cost = run(freecad, script)?;
+    let run = run(freecad, script)?;
     agent.metrics_after(2.0)?;
     let before = children()?;
     agent.stop()?;
     let after = children()?;
-    Ok((cost, after.0 - before.0 + after.1 - before.1))
+    Ok((run, after.0 - before.0 + after.1 - before.1))
+}
+
+/// What the parts say, which are too short for the machine's other guests to disturb most runs of each.
+fn by_parts(costs: Costs, pairs: usize) -> String {
+    let Costs { ratio, parts, alone } = costs;
+    format!(
+        "\nBy its parts: the job says what CPU time each of {parts} parts took (a test, a file that is parsed), in all {pairs} \
+         pairs. The lower quartile of\neach, alone and observed, and of their sums ({alone:.2} s alone) the ratio: **{:.4}** \
+         ({:.4} – {:.4}, 95 % bootstrap interval over the pairs).\n",
+        ratio.median, ratio.low, ratio.high
+    )
 }
 
 /// What the kernel says of one more run: without the noise that two runs differ by.
@@ -137,16 +166,22 @@ fn accounted(account: Account, cost: Cost) -> String {
     )
 }
 
-fn run(freecad: &Path, script: &Path) -> Result<Cost> {
+fn run(freecad: &Path, script: &Path) -> Result<Run> {
+    let file = tempfile::NamedTempFile::new()?;
+    let mut job = demo::job(freecad, script);
+    // Hashes are not drawn anew for each run: what a run does is the same.
+    job.env("PYTHONHASHSEED", "0").env("CADSCOPE_PARTS", file.path());
     let before = children()?;
     let begin = Instant::now();
-    let status = demo::job(freecad, script).stdout(Stdio::null()).stderr(Stdio::null()).status()?;
+    let status = job.stdout(Stdio::null()).stderr(Stdio::null()).status()?;
     let wall = begin.elapsed().as_secs_f64();
     let after = children()?;
     if !status.success() {
         bail!("{} failed: {status}", script.display());
     }
-    Ok(Cost { wall, user: after.0 - before.0, system: after.1 - before.1 })
+    let said = file.as_file().metadata()?.len() > 0;
+    let parts = said.then(|| Parts::read(file.path())).transpose()?;
+    Ok(Run { cost: Cost { wall, user: after.0 - before.0, system: after.1 - before.1 }, parts })
 }
 
 fn document(pairs: &[Pair], command: &str, what: &str, freecad: &Path) -> Result<String> {
