@@ -9,122 +9,46 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use cadscope_common::record::{Life, ProcessKey};
+use cadscope_common::record::Life;
 
-use crate::ai::{Call, Providers};
-use crate::attach::{Attacher, FileError, Placed, Seen};
-use crate::budget::{Budget, Limits, Measure};
+use crate::ai::Providers;
+use crate::attach::{Attacher, FileError, Seen};
+use crate::budget::{Budget, Limits};
 use crate::catalog::{Catalog, Probe};
 use crate::config::SourceOptions;
 use crate::counted::Counted;
-use crate::discover::{self, Containers, FileId, Mapping, Mappings, MappingsError, Step};
+use crate::discover::{self, Containers, FileId, Mappings, Step};
 use crate::ending::{End, How};
 use crate::flow_type;
-use crate::identify;
 use crate::in_flight::{self, InFlight, OpenCall, OpenOperation};
 use crate::installed::Installed;
-use crate::job::{Job, Variables};
+use crate::job::Variables;
 use crate::kernel::mapped_file::map_as_program;
 use crate::kernel::records::MOST_RECORDS;
 use crate::kernel::{AttachMode, Kernel, KernelError, Records, wait};
-use crate::operation::{Operation, Texts, Value, Worker};
-use crate::plan::Versions;
+use crate::operation::{Operation, Texts, Value};
 use crate::receive::{self, Event, Exceptions, Room};
 use crate::sources::Sources;
-use crate::workers::{Late, Live, Targets, Workers};
+use crate::workers::{Live, Targets, Workers};
 use crate::written::Written;
 
+mod files;
+mod lives;
+mod observation;
 mod translators;
+
+pub use self::observation::{Observation, ObserveError};
+
+use self::lives::announce;
 
 /// How often it is looked which workers are alive, in nanoseconds.
 const REVIEW_NS: u64 = 10_000_000_000;
 /// Each look reads the mappings of one worker in so many.
 const REVIEW_PARTS: u32 = 6;
-/// How many reviews a process whose file could not be looked at gets another look: ten minutes of them.
-const LOOKS_AGAIN: u8 = 60;
 /// How often the counts of calls without records are taken, in nanoseconds.
 const COUNTED_NS: u64 = 1_000_000_000;
 /// How often uninteresting files are forgotten, in nanoseconds.
 const FORGET_NS: u64 = 300_000_000_000;
-
-/// Why observation cannot start.
-#[derive(Debug, thiserror::Error)]
-pub enum ObserveError {
-    /// The kernel side.
-    #[error(transparent)]
-    Kernel(#[from] KernelError),
-    /// The mapping stream.
-    #[error(transparent)]
-    Mappings(#[from] MappingsError),
-}
-
-/// What happened.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "operations are nearly all there is, and a box of each would be their only memory"
-)]
-#[derive(Debug)]
-pub enum Observation {
-    /// A process was recognised as a worker.
-    Started(Arc<Worker>),
-    /// A worker's versions became known, or it forked: this replaces what was said of this process.
-    Renewed(Arc<Worker>),
-    /// A worker ended.
-    Ended {
-        /// Which.
-        worker: Arc<Worker>,
-        /// When it was recognised, CLOCK_MONOTONIC.
-        started_ns: u64,
-        /// When it ended.
-        ended_ns: u64,
-        /// As `wait` reports it; `None` if it executed another program, or the end was not seen.
-        status: Option<u32>,
-        /// How it ended.
-        end: Box<End>,
-    },
-    /// An operation ended.
-    Operation(Operation),
-    /// Calls of this kind returned so many times, each after about the same time, and are no operations of their own.
-    Repeated {
-        /// One of them, of mean duration, without values.
-        operation: Box<Operation>,
-        /// How many.
-        count: u64,
-        /// They lie inside one of their group.
-        nested: bool,
-    },
-    /// A probe is called too often.
-    Limited {
-        /// Which.
-        probe: Arc<Probe>,
-        /// What was done.
-        measure: Measure,
-        /// Calls a second.
-        rate: f64,
-    },
-    /// The probes in a worker's first file were ready so long after it executed its program.
-    Ready(Duration),
-    /// A worker mapped a file before its probes were in place: operations in that time are not seen.
-    Late {
-        /// Which worker.
-        pid: u32,
-        /// Which file, and how late.
-        late: Late,
-    },
-    /// A file of a process could not be looked at or probed.
-    Missed {
-        /// Path as the process sees it.
-        path: String,
-        /// Which kind of failure.
-        reason: &'static str,
-        /// The failure itself.
-        error: String,
-    },
-    /// A process has called an AI provider.
-    Called(Box<Call>),
-    /// A record was not understood.
-    Dropped(&'static str),
-}
 
 /// The running observation.
 pub struct Observer {
@@ -269,13 +193,13 @@ impl Observer {
             match self.attacher.look(&mut self.kernel, own, &mapping, versions) {
                 Ok(Seen::Plain) | Err(FileError::Elf(_)) => {}
                 Ok(seen) => found.push((mapping, seen)),
-                Err(error) => say(missed(&mapping.path, &error)),
+                Err(error) => say(Observation::missed(&mapping.path, &error)),
             }
         }
         if found.iter().any(|(_, seen)| *seen == Seen::Worker) {
             for (mapping, _) in found {
                 if let Err(error) = self.attacher.hold(&mut self.kernel, mapping.file, pid) {
-                    say(missed(&mapping.path, &error));
+                    say(Observation::missed(&mapping.path, &error));
                 }
             }
         }
@@ -410,197 +334,6 @@ impl Observer {
         }
     }
 
-    /// Looks at a mapping, made at a time of CLOCK_MONOTONIC if it has only now been made.
-    fn mapped(&mut self, mapping: &Mapping, at_ns: Option<u64>, say: &mut dyn FnMut(Observation)) {
-        if mapping.pid == std::process::id() {
-            return;
-        }
-        self.workers.mapped(mapping.pid, &mapping.path);
-        if self.targets.include(&self.proc, mapping.pid) {
-            let noticed_ns = now_ns();
-            self.see(mapping, say);
-            if let Some(at_ns) = at_ns {
-                self.tell_late(mapping, at_ns, noticed_ns, say);
-            }
-        } else {
-            self.gives_way(mapping, say);
-        }
-    }
-
-    /// Tells of a file that a worker mapped before its probes were in place.
-    fn tell_late(
-        &mut self,
-        mapping: &Mapping,
-        at_ns: u64,
-        noticed_ns: u64,
-        say: &mut dyn FnMut(Observation),
-    ) {
-        let placed = self.attacher.placed(mapping.file).filter(|placed| placed.placed_ns > at_ns);
-        let Some(Placed { analysed_ns, placed_ns }) = placed else { return };
-        let noticed_ns = noticed_ns.clamp(at_ns, placed_ns);
-        let analysed_ns = analysed_ns.clamp(noticed_ns, placed_ns);
-        let late = Late {
-            path: mapping.path.clone(),
-            mapped_ns: at_ns,
-            notice_ns: noticed_ns.saturating_sub(at_ns),
-            analyse_ns: analysed_ns.saturating_sub(noticed_ns),
-            place_ns: placed_ns.saturating_sub(analysed_ns),
-        };
-        let news = match self.workers.get_mut(mapping.pid) {
-            Some(live) => live.note_late(&late),
-            None => self.workers.was_worker(mapping.pid),
-        };
-        if news {
-            say(Observation::Late { pid: mapping.pid, late });
-        }
-    }
-
-    /// Looks at the file of a mapping if it is new.
-    fn look(&mut self, mapping: &Mapping) -> Result<Seen, FileError> {
-        let (proc, installed) = (&self.proc, &mut self.installed);
-        let versions = || {
-            let mappings = discover::mappings_of(proc, mapping.pid);
-            let paths = mappings.iter().map(|mapping| &mapping.path);
-            let mut versions = installed.versions_of(proc, mapping.pid, paths);
-            if versions.occt.is_empty() {
-                let name = mapping.path.rsplit('/').next().unwrap_or_default();
-                versions.occt = identify::occt_version_from_file_name(name).unwrap_or_default();
-            }
-            versions
-        };
-        self.attacher.look(&mut self.kernel, proc, mapping, versions)
-    }
-
-    fn see(&mut self, mapping: &Mapping, say: &mut dyn FnMut(Observation)) {
-        if self.gives_way(mapping, say) {
-            return;
-        }
-        match self.look(mapping) {
-            Ok(Seen::Plain) => {}
-            Ok(Seen::Worker) => {
-                let new = !self.workers.contains(mapping.pid);
-                self.hold(mapping, say);
-                if new {
-                    self.enlist(mapping.pid, say);
-                }
-            }
-            Ok(Seen::Tls) => self.hold(mapping, say),
-            Ok(Seen::Runtime) => {
-                if self.workers.contains(mapping.pid) {
-                    self.hold(mapping, say);
-                } else if self.workers.was_worker(mapping.pid) {
-                    self.hold_for_the_next(mapping, say);
-                } else {
-                    self.workers.maps_runtime(mapping);
-                }
-            }
-            // Executable files that are not ELF files of this machine are none of our business.
-            Err(FileError::Elf(_)) => {}
-            Err(error) => self.missed(mapping, &error, say),
-        }
-    }
-
-    fn missed(&mut self, mapping: &Mapping, error: &FileError, say: &mut dyn FnMut(Observation)) {
-        if error.may_pass() {
-            self.again.entry(mapping.pid).or_insert(LOOKS_AGAIN);
-        }
-        say(missed(&mapping.path, error));
-    }
-
-    fn hold(&mut self, mapping: &Mapping, say: &mut dyn FnMut(Observation)) {
-        let analysed_ns = now_ns();
-        match self.attacher.hold(&mut self.kernel, mapping.file, mapping.pid) {
-            Ok(placed) => {
-                if placed {
-                    let placed = Placed { analysed_ns, placed_ns: now_ns() };
-                    self.attacher.note_placed(mapping.file, placed);
-                }
-                self.refresh(mapping.pid, say);
-            }
-            Err(error) => self.missed(mapping, &error, say),
-        }
-    }
-
-    /// Places the probes of a file that a worker mapped which is gone: the next of its kind finds them.
-    fn hold_for_the_next(&mut self, mapping: &Mapping, say: &mut dyn FnMut(Observation)) {
-        self.hold(mapping, say);
-        self.attacher.release(mapping.pid, now_ns());
-    }
-
-    /// Makes a process a worker, with everything it maps already; also one that is gone by now.
-    fn enlist(&mut self, pid: u32, say: &mut dyn FnMut(Observation)) {
-        let now = now_ns();
-        let executed = self.kernel.executed_ns(pid);
-        let key = discover::key_of(&self.proc, pid);
-        // First added, then asked for its end: one of the two sees it.
-        let process = key.unwrap_or(ProcessKey { pid, padding: 0, start_boottime_ns: 0 });
-        // A refusal shows when the process ends without notice: the review finds it.
-        let _ = self.kernel.add_worker(process);
-        let gone = self.kernel.ended(pid).filter(|life| is_end_of(life, key, executed));
-        if let Some(life) = &gone {
-            self.kernel.remove_worker(pid);
-            if self.workers.has_ended(pid, life.at_ns) {
-                for mapping in self.workers.runtimes_of(pid) {
-                    self.hold(&mapping, say);
-                }
-                self.attacher.release(pid, now);
-                self.written.release(pid);
-                return;
-            }
-        } else if let Some(executed) = executed {
-            say(Observation::Ready(Duration::from_nanos(now.saturating_sub(executed))));
-        }
-        let program = self.workers.program_of(pid);
-        // Asked first: what it works on is there with its command.
-        let begins = gone.is_none() && discover::has_no_command_yet(&self.proc, pid);
-        let worker = self.worker(process, program, self.attacher.versions_of(pid), executed);
-        let live = self.workers.enter(worker, executed.unwrap_or(now));
-        if begins {
-            // It is told when its exec is over.
-            live.announced = false;
-        } else {
-            say(Observation::Started(Arc::clone(&live.worker)));
-        }
-        self.written.hold(pid, executed);
-        for mapping in self.workers.runtimes_of(pid) {
-            self.hold(&mapping, say);
-        }
-        for mapping in discover::mappings_of(&self.proc, pid) {
-            self.see(&mapping, say);
-        }
-        self.late.extend(gone);
-    }
-
-    /// What is known of a process that is a worker.
-    fn worker(
-        &mut self,
-        process: ProcessKey,
-        program: Option<String>,
-        versions: Versions,
-        executed_ns: Option<u64>,
-    ) -> Worker {
-        let (proc, pid) = (&self.proc, process.pid);
-        let job = discover::with_environ(proc, pid, |environ| Job::from_environ(environ, &self.variables));
-        let job = Arc::new(job);
-        let command = discover::command_of(proc, pid);
-        Worker {
-            process,
-            program: program.unwrap_or_else(|| discover::program_of(proc, pid)),
-            freecad_version: versions.freecad,
-            occt_version: versions.occt,
-            executed_ns,
-            flow_type: flow_type::flow_type(&job.flow_type, &command, &self.flow_rules),
-            container: self.containers.of(proc, pid),
-            job,
-        }
-    }
-
-    /// Takes over what a newly mapped file says of a worker's versions.
-    fn refresh(&mut self, pid: u32, say: &mut dyn FnMut(Observation)) {
-        let Some(live) = self.workers.get_mut(pid) else { return };
-        renew(live, &self.attacher.versions_of(pid), say);
-    }
-
     /// Finds workers whose end was not reported, and looks again at which files the others map, at some of them each
     /// time: it is read for the rare one that lets go of a library.
     fn review(&mut self, now: u64, say: &mut dyn FnMut(Observation)) {
@@ -625,30 +358,6 @@ impl Observer {
         self.review_translators(now);
         let proc = &self.proc;
         self.attacher.release_gone(now, |pid| discover::is_alive(proc, pid));
-    }
-
-    /// What was missed then has been told.
-    fn look_again(&mut self, say: &mut dyn FnMut(Observation)) {
-        self.again.retain(|_, left| {
-            *left = left.saturating_sub(1);
-            *left > 0
-        });
-        let mut anew = |observation| {
-            if !matches!(observation, Observation::Missed { .. }) {
-                say(observation);
-            }
-        };
-        for (pid, left) in std::mem::take(&mut self.again) {
-            let mappings = discover::mappings_of(&self.proc, pid);
-            if mappings.is_empty() && discover::is_alive(&self.proc, pid) {
-                self.again.insert(pid, left);
-            }
-            for mapping in mappings {
-                self.mapped(&mapping, None, &mut anew);
-            }
-            // Anything that failed again has entered it with all its looks.
-            self.again.entry(pid).and_modify(|again| *again = left);
-        }
     }
 
     fn take(&mut self, event: Event<'_>, say: &mut dyn FnMut(Observation)) {
@@ -707,134 +416,6 @@ impl Observer {
             Event::OutOfMemory(oom) => {
                 self.workers.ran_out_of_memory(oom.process.pid, receive::out_of_memory(&oom));
             }
-        }
-    }
-
-    /// Ends a worker that executed another program. An exec maps its program before it is over: a worker that was
-    /// recognised by that is the new one.
-    fn executed(&mut self, process: ProcessKey, at_ns: u64, say: &mut dyn FnMut(Observation)) {
-        // Its beginning is told there, and before its end.
-        self.follow_mappings(say);
-        match self.workers.get_mut(process.pid) {
-            Some(live) if live.execs == 0 => {
-                live.executed(at_ns);
-                let begun = (!live.announced).then(|| Arc::clone(&live.worker));
-                // The kernel side has taken it for the old one.
-                let _ = self.kernel.add_worker(process);
-                if let Some(life) =
-                    self.kernel.ended(process.pid).filter(|life| is_end_of(life, Some(process), Some(at_ns)))
-                {
-                    self.kernel.remove_worker(process.pid);
-                    self.late.push(life);
-                }
-                if let Some(begun) = begun {
-                    self.begun(&begun, at_ns, say);
-                }
-                return;
-            }
-            Some(live) if !live.announced => {
-                self.attacher.release(process.pid, at_ns);
-                self.written.release(process.pid);
-                self.workers.end(process.pid, at_ns);
-            }
-            _ => self.end(process.pid, at_ns, None, |_| End::without_exit(How::Replaced), say),
-        }
-        // Mappings of its new program can have been reported before.
-        self.scan(Some(&[process.pid]), say);
-    }
-
-    /// Tells of a worker that was recognised before its exec was over.
-    fn begun(&mut self, known: &Worker, at_ns: u64, say: &mut dyn FnMut(Observation)) {
-        let versions = Versions { freecad: known.freecad_version.clone(), occt: known.occt_version.clone() };
-        let worker = self.worker(known.process, Some(known.program.clone()), versions, Some(at_ns));
-        if let Some(live) = self.workers.get_mut(known.process.pid) {
-            live.worker = Arc::new(worker);
-            announce(live, say);
-        }
-    }
-
-    /// The worker that did an operation; one that was not recognised in time is made from what is known.
-    fn worker_of(
-        &mut self,
-        process: ProcessKey,
-        of_file: &Versions,
-        say: &mut dyn FnMut(Observation),
-    ) -> Arc<Worker> {
-        if !self.workers.contains(process.pid) {
-            let executed = self.kernel.executed_ns(process.pid);
-            let program = self.workers.program_of(process.pid);
-            let worker = self.worker(process, program, of_file.clone(), executed);
-            let gone = self.kernel.ended(process.pid).filter(|life| is_end_of(life, Some(process), executed));
-            if gone.is_some_and(|life| self.workers.has_ended(process.pid, life.at_ns)) {
-                return Arc::new(worker);
-            }
-            let live = self.workers.enter(worker, executed.unwrap_or_else(now_ns));
-            live.settled = true;
-            say(Observation::Started(Arc::clone(&live.worker)));
-            self.written.hold(process.pid, executed);
-            // The kernel side tells of its end: it has made a call.
-            self.late.extend(gone);
-            for mapping in self.workers.runtimes_of(process.pid) {
-                self.hold(&mapping, say);
-            }
-        }
-        let Some(live) = self.workers.get_mut(process.pid) else { return Arc::default() };
-        announce(live, say);
-        if !live.settled {
-            live.settled = true;
-            if let Some((file, mut versions)) = self.attacher.read_freecad(&self.proc, process.pid) {
-                self.attacher.learn_freecad(file, &versions.freecad);
-                // FreeCAD says which OCCT it was compiled with; the files say which it runs with, if less exactly.
-                let files = self.attacher.versions_of(process.pid);
-                if !versions.occt.starts_with(&files.occt) {
-                    versions.occt = files.occt;
-                }
-                renew(live, &versions, say);
-            }
-        }
-        Arc::clone(&live.worker)
-    }
-
-    fn exited(&mut self, life: &Life, say: &mut dyn FnMut(Observation)) {
-        // One whose calls were only counted, and whose beginning was not seen: they are a worker's, as records would be.
-        let pid = life.process.pid;
-        if !self.workers.contains(pid) {
-            let counts = self.kernel.aggregates(|of| of == pid);
-            if let Some(slot) = counts.iter().find_map(|(key, _)| self.attacher.slot(key.probe)).cloned() {
-                self.worker_of(life.process, &slot.versions, say);
-            }
-        }
-        let end = |live: &mut Live| End {
-            cpu_ns: Some(life.cpu_ns),
-            peak_bytes: Some(life.peak_pages.saturating_mul(procfs::page_size())),
-            ..End::of_exit(life.status, &life.fate, live.script_failed, live.take_oom())
-        };
-        // A program begun since, without news of it from the kernel side, is that of another process with its id, whose
-        // mappings were taken for its own.
-        let another = self.workers.get(pid).is_some_and(|live| live.execs > 0);
-        self.end(pid, life.at_ns, Some(life.status), end, say);
-        if another {
-            self.scan(Some(&[pid]), say);
-        }
-    }
-
-    fn end(
-        &mut self,
-        pid: u32,
-        ended_ns: u64,
-        status: Option<u32>,
-        end: impl FnOnce(&mut Live) -> End,
-        say: &mut dyn FnMut(Observation),
-    ) {
-        self.take_counts(Some(pid), say);
-        self.attacher.release(pid, ended_ns);
-        self.sources.end(pid);
-        self.written.release(pid);
-        if let Some(mut live) = self.workers.end(pid, ended_ns) {
-            announce(&mut live, say);
-            let end = Box::new(end(&mut live));
-            let Live { worker, started_ns, .. } = live;
-            say(Observation::Ended { worker, started_ns, ended_ns, status, end });
         }
     }
 
@@ -909,44 +490,6 @@ impl Observer {
         .map(|(reason, count)| (reason.to_owned(), count))
         .collect()
     }
-}
-
-/// Tells of a fork that is a worker after all.
-fn announce(live: &mut Live, say: &mut dyn FnMut(Observation)) {
-    if !live.announced {
-        live.announced = true;
-        say(Observation::Started(Arc::clone(&live.worker)));
-    }
-}
-
-/// Whether an end that was seen is that of the process which bears the pid now, or bore it last.
-fn is_end_of(life: &Life, key: Option<ProcessKey>, executed_ns: Option<u64>) -> bool {
-    // procfs counts in steps of 10 ms.
-    const STEP_NS: u64 = 10_000_000;
-    let started = |key: ProcessKey| key.start_boottime_ns / STEP_NS;
-    key.is_none_or(|key| started(key) == started(life.process))
-        && executed_ns.is_none_or(|at| at <= life.at_ns)
-}
-
-fn renew(live: &mut Live, versions: &Versions, say: &mut dyn FnMut(Observation)) {
-    if live.renew(versions) {
-        say(Observation::Renewed(Arc::clone(&live.worker)));
-    }
-}
-
-fn missed(path: &str, error: &FileError) -> Observation {
-    let reason = match error {
-        FileError::Open(discover::OpenError::Gone) => "process_gone",
-        FileError::Open(_) => "file_not_opened",
-        FileError::Read(_) => "file_not_read",
-        FileError::Changed => "file_changed",
-        FileError::Closing => "former_probes",
-        FileError::Translated => "translated",
-        FileError::Elf(_) => "not_elf",
-        FileError::Attach(_) => "attach_refused",
-        FileError::Kernel(_) => "kernel_map",
-    };
-    Observation::Missed { path: path.to_owned(), reason, error: error.to_string() }
 }
 
 /// Nanoseconds of CLOCK_MONOTONIC, the clock of all records.

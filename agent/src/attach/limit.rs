@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use cadscope_common::probe::flags;
 
-use super::{Attacher, TrackedFile, too_hot};
+use super::slots::too_hot;
+use super::{Attacher, TrackedFile};
 use crate::budget::Measure;
 use crate::kernel::{AttachError, Kernel, KernelError, Link, SiteProgram};
 

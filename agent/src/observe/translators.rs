@@ -3,7 +3,8 @@
 //! What matters is that the probes are gone before the program translates a function that has one, which it does when the
 //! function is called for the first time.
 
-use super::{LOOKS_AGAIN, Observation, Observer, missed, now_ns};
+use super::files::LOOKS_AGAIN;
+use super::{Observation, Observer, now_ns};
 use crate::attach::{FileError, Seen};
 use crate::discover::{self, Mapping};
 
@@ -37,7 +38,7 @@ impl Observer {
             Ok(Seen::Plain) | Err(FileError::Elf(_)) => {}
             Ok(_) => {
                 if self.attacher.give_way(mapping.file, mapping.pid, now_ns()) {
-                    say(missed(&mapping.path, &FileError::Translated));
+                    say(Observation::missed(&mapping.path, &FileError::Translated));
                 }
             }
             Err(error) => self.missed(mapping, &error, say),
@@ -58,7 +59,7 @@ impl Observer {
     pub(super) fn resume(&mut self, say: &mut dyn FnMut(Observation)) {
         for (workers, path, error) in self.attacher.resume(&mut self.kernel) {
             self.again.extend(workers.into_iter().map(|pid| (pid, LOOKS_AGAIN)));
-            say(missed(&path, &error));
+            say(Observation::missed(&path, &error));
         }
     }
 }
