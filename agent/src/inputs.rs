@@ -111,7 +111,7 @@ pub struct Inputs<'a> {
     pub job: &'a Job,
     /// File name of the program.
     pub program: &'a str,
-    /// The command line behind the program, from [`arguments`].
+    /// The command line behind the program.
     pub arguments: &'a [Argument],
     /// What it loaded before.
     pub loaded: &'a [Digest],

@@ -1,5 +1,5 @@
 //! Turns a process that may do anything into one that can only observe: it keeps the capabilities that observation needs,
-//! can never gain one, and the kernel refuses it every system call but those of [`calls`].
+//! can never gain one, and the kernel refuses it every system call but those of `calls`.
 //!
 //! Done once, before the first thread starts, by `cadscope agent`, and by `cadscope top` where it observes by itself;
 //! `cadscope trace` runs the user's program, which would inherit it. Landlock is not used: a process in a Landlock domain may not look at processes outside of it.

@@ -6,7 +6,7 @@
 //! that made the call, even where the call runs Python again.
 //!
 //! Nothing in the memory is trusted: every walk has an end, every text a limit, and what makes no sense is not seen.
-//! CPython 3.11 to 3.14; see [`layout`]. py-spy's crate was refused: it reads whole stacks of all threads, opens files
+//! CPython 3.11 to 3.14; see `layout`. py-spy's crate was refused: it reads whole stacks of all threads, opens files
 //! by a path that the process chooses, panics on damage, and brings second versions of five crates.
 
 mod layout;
