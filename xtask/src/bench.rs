@@ -14,6 +14,7 @@ use crate::shell::first_line;
 
 mod account;
 mod calls;
+mod instructions;
 mod job;
 mod load;
 mod parts;
@@ -21,6 +22,7 @@ mod resolve;
 mod times;
 
 pub(crate) use self::calls::calls;
+pub(crate) use self::instructions::instructions;
 pub(crate) use self::job::{job, suite};
 pub(crate) use self::load::{scale, throughput};
 pub(crate) use self::resolve::resolve;

@@ -234,6 +234,12 @@ enum Bench {
         #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(3..))]
         pairs: u32,
     },
+    /// The same for a job or FreeCAD's tests in instructions, counted by an emulated machine: docs/bench-instructions.md
+    Instructions {
+        /// Pairs of runs: of the job, whose runs take minutes, and of FreeCAD's tests, whose take half an hour; 0 leaves out
+        #[arg(long, num_args = 2, value_names = ["JOB", "TESTS"], default_values_t = [3, 1])]
+        pairs: Vec<u32>,
+    },
     /// What finding the probe sites in the libraries of each build costs: docs/bench-resolve.md
     Resolve,
     /// What being observed costs a FreeCAD job, in CPU time and in wall time
@@ -277,6 +283,7 @@ fn main() -> ExitCode {
         Task::Bench(Bench::Attach { rounds }) => bench::attach(rounds),
         Task::Bench(Bench::Start { rounds }) => bench::start(rounds),
         Task::Bench(Bench::Suite { pairs }) => bench::suite(pairs),
+        Task::Bench(Bench::Instructions { pairs }) => bench::instructions(&pairs),
         Task::Bench(Bench::Resolve) => bench::resolve(),
         Task::Bench(Bench::Job { pairs, script }) => bench::job(pairs, script),
     };

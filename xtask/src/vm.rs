@@ -18,11 +18,11 @@ use crate::places::repository;
 use crate::setup::{self, Purpose};
 use crate::shell::{cargo, headline, minutes, run};
 
-use self::guest::{Cgroups, Step, boot};
+use self::guest::{Cgroups, Clock, Step, boot};
 use self::kernel::{Cpu, KERNELS, Kernel};
 
 mod arm64;
-mod guest;
+pub(crate) mod guest;
 pub(crate) mod kernel;
 
 /// What is tried under a kernel: tests of one file, chosen by a part of their names.
@@ -305,7 +305,8 @@ impl Table {
         headline(&format!("Linux {}", machine.name(machine.kernel.name)));
         let steps = tried.iter().map(|claim| machine.step(claim, subject, length));
         let begin = Instant::now();
-        let outcome = boot(&machine.kernel, machine.cgroups, &steps.collect::<Result<Vec<_>>>()?)?;
+        let steps = steps.collect::<Result<Vec<_>>>()?;
+        let outcome = boot(&machine.kernel, machine.cgroups, Clock::Real, &steps)?;
         println!("Linux {}: {}", outcome.release, minutes(begin.elapsed()));
         let column = Column::read(&machine.name(&outcome.release)).with_context(|| {
             format!("a guest with `{}` is not Linux {}", outcome.release, machine.kernel.name)

@@ -57,14 +57,20 @@ pub(crate) fn job(pairs: u32, script: Option<PathBuf>) -> Result<()> {
 
 /// Measures FreeCAD's own tests and writes docs/bench-suite.md.
 pub(crate) fn suite(pairs: u32) -> Result<()> {
+    let (script, first) = suite_scripts()?;
+    measure(pairs, &script, &first, "suite", "FreeCAD's own tests (`TestApp.All`)")
+}
+
+/// FreeCAD's own tests, and what only maps the files that they do.
+pub(super) fn suite_scripts() -> Result<(PathBuf, PathBuf)> {
     let folder = cache()?.join("bench");
     std::fs::create_dir_all(&folder)?;
-    let (script, first) = (repository()?.join("xtask/bench/suite.py"), folder.join("suite-found.py"));
+    let first = folder.join("suite-found.py");
     std::fs::write(
         &first,
         "import unittest\nimport TestApp\nunittest.defaultTestLoader.loadTestsFromName('TestApp.All')\n",
     )?;
-    measure(pairs, &script, &first, "suite", "FreeCAD's own tests (`TestApp.All`)")
+    Ok((repository()?.join("xtask/bench/suite.py"), first))
 }
 
 /// `first` maps the files that `script` does: the agent sees it before.
@@ -223,7 +229,7 @@ fn document(pairs: &[Pair], command: &str, what: &str, freecad: &Path) -> Result
 }
 
 /// From the greeting with which it starts: in 0.20 `--version` crashes.
-fn freecad_version(freecad: &Path) -> Option<String> {
+pub(super) fn freecad_version(freecad: &Path) -> Option<String> {
     let answer = demo::job(freecad, Path::new("/dev/null")).output().ok()?;
     let said = [answer.stdout, answer.stderr].concat();
     let said = String::from_utf8_lossy(&said);

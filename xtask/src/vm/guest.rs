@@ -27,6 +27,15 @@ pub(crate) enum Cgroups {
     V2,
 }
 
+/// What the time of a guest is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Clock {
+    /// This machine's, on two processors.
+    Real,
+    /// Instructions, each a nanosecond, on one processor: what programs take is the same whatever else this machine does.
+    Instructions,
+}
+
 /// A command of the guest, run by the shell of this machine's root file system.
 #[derive(Clone, Debug)]
 pub(crate) struct Step {
@@ -42,6 +51,8 @@ pub(crate) struct Outcome {
     pub(crate) release: String,
     /// Exit status of each step that ended, from the first.
     pub(crate) ended: Vec<i32>,
+    /// What the steps said to whoever booted it, lines that begin with `@@say `.
+    pub(crate) said: Vec<String>,
 }
 
 /// Where a guest for arm64 has this machine's root file system.
@@ -50,16 +61,17 @@ pub(crate) const HOST: &str = "/tmp/host";
 const BEGIN: &str = "@@step ";
 const END: &str = "@@ended ";
 const RELEASE: &str = "@@release ";
+const SAY: &str = "@@say ";
 
 /// Boots, runs the steps, powers off. What the guest says is printed as it comes; one that dies leaves steps without an end.
-pub(crate) fn boot(kernel: &Kernel, cgroups: Cgroups, steps: &[Step]) -> Result<Outcome> {
+pub(crate) fn boot(kernel: &Kernel, cgroups: Cgroups, clock: Clock, steps: &[Step]) -> Result<Outcome> {
     let folder = target_dir()?.join("vm");
     fs::create_dir_all(&folder)?;
     let archive = folder.join(format!("{}-{}.cpio", kernel.name, std::process::id()));
     fs::write(&archive, initramfs(kernel, cgroups, steps)?)?;
     let limit = steps.iter().fold(Duration::from_secs(300), |sum, step| sum + step.limit);
     let mut outcome = Outcome::default();
-    let run = follow(&mut qemu(kernel, &archive, limit)?, |line| outcome.take(line));
+    let run = follow(&mut qemu(kernel, clock, &archive, limit)?, |line| outcome.take(line));
     fs::remove_file(&archive)?;
     if let Err(error) = run {
         println!("Linux {}: {error:#}", kernel.name);
@@ -78,13 +90,14 @@ impl Outcome {
         } else if let Some(status) = line.strip_prefix(END) {
             self.ended.push(status.parse().unwrap_or(-1));
         } else if !line.starts_with(BEGIN) {
+            self.said.extend(line.strip_prefix(SAY).map(str::to_owned));
             println!("  {line}");
         }
     }
 }
 
 /// QEMU of another suite, with that suite's own libraries and loader.
-fn qemu(kernel: &Kernel, archive: &Path, limit: Duration) -> Result<Command> {
+fn qemu(kernel: &Kernel, clock: Clock, archive: &Path, limit: Duration) -> Result<Command> {
     let (build, program) = match kernel.cpu {
         Cpu::X86_64 => ("qemu", "qemu-system-x86_64"),
         Cpu::Arm64 => ("qemu-arm64", "qemu-system-aarch64"),
@@ -105,7 +118,12 @@ fn qemu(kernel: &Kernel, archive: &Path, limit: Duration) -> Result<Command> {
     if kernel.cpu == Cpu::Arm64 {
         qemu.args(["-machine", "virt"]);
     }
-    qemu.args(["-accel", "tcg,thread=multi", "-cpu", cpu, "-smp", "2", "-m", "2048"]);
+    qemu.args(["-cpu", cpu]).args(match clock {
+        Clock::Real => ["-accel", "tcg,thread=multi", "-smp", "2", "-m", "2048"].as_slice(),
+        Clock::Instructions => {
+            &["-accel", "tcg,thread=single", "-smp", "1", "-m", "3072", "-icount", "shift=0,sleep=off"]
+        }
+    });
     qemu.args(["-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio", "-net", "none"]);
     let own = folder.join("root");
     match kernel.cpu {
@@ -116,7 +134,8 @@ fn qemu(kernel: &Kernel, archive: &Path, limit: Duration) -> Result<Command> {
         }
     }
     qemu.arg("-kernel").arg(folder.join("vmlinuz")).arg("-initrd").arg(archive);
-    qemu.arg("-append").arg(format!("console={console} quiet panic=-1"));
+    let layout = if clock == Clock::Instructions { " norandmaps" } else { "" };
+    qemu.arg("-append").arg(format!("console={console} quiet panic=-1{layout}"));
     Ok(qemu)
 }
 
@@ -258,10 +277,19 @@ mod tests {
     #[test]
     fn a_guest_says_its_release_and_how_each_step_ended() {
         let mut outcome = Outcome::default();
-        for line in ["@@release 6.1.0\r", "@@step 0\r", "words\r", "@@ended 0\r", "@@step 1", "@@ended 101"] {
+        for line in [
+            "@@release 6.1.0\r",
+            "@@step 0\r",
+            "words\r",
+            "@@say a b\r",
+            "@@ended 0\r",
+            "@@step 1",
+            "@@ended 101",
+        ] {
             outcome.take(line);
         }
         assert_eq!((outcome.release.as_str(), outcome.ended.as_slice()), ("6.1.0", &[0, 101][..]));
+        assert_eq!(outcome.said, ["a b"]);
     }
 
     #[test]

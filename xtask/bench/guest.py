@@ -1,0 +1,62 @@
+"""Runs a job alone and beside the agent, in turn, and says what CPU time each run took; see xtask/src/bench/instructions.rs.
+
+Run in a machine whose clock counts instructions: a nanosecond is one.
+"""
+
+import os
+import resource
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+AGENT, FREECAD, FIRST, JOB, PAIRS = sys.argv[1:]
+ADDRESS = "127.0.0.1:9777"
+
+
+def run(script):
+    """Runs it; nanoseconds, user and system."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run([FREECAD, script], check=True, **quiet)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return [round((getattr(after, of) - getattr(before, of)) * 1e9) for of in ("ru_utime", "ru_stime")]
+
+
+def wait_until_ready():
+    for _ in range(3000):
+        try:
+            if urllib.request.urlopen(f"http://{ADDRESS}/readyz").status == 200:
+                return
+        except (urllib.error.URLError, ConnectionError):
+            pass
+        time.sleep(0.1)
+    sys.exit("the agent does not get ready")
+
+
+def alone():
+    run(FIRST)
+    return run(JOB)
+
+
+def observed():
+    agent = subprocess.Popen([AGENT, "agent", "--listen", ADDRESS, "--state", "/tmp/state"], stderr=subprocess.DEVNULL)
+    wait_until_ready()
+    run(FIRST)
+    cost = run(JOB)
+    # So that what it has seen is in what it shows.
+    time.sleep(2)
+    page = urllib.request.urlopen(f"http://{ADDRESS}/metrics").read().decode()
+    received = sum(float(line.rsplit(" ", 1)[1]) for line in page.splitlines() if line.startswith("cadscope_events_received_total"))
+    agent.terminate()
+    agent.wait()
+    return cost + [round(received)]
+
+
+os.environ.update(PYTHONHASHSEED="0", QT_QPA_PLATFORM="offscreen")
+# The files are in the page cache then.
+run(FIRST)
+for _ in range(int(PAIRS)):
+    print("@@say alone", *alone(), flush=True)
+    print("@@say observed", *observed(), flush=True)
