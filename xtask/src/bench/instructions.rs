@@ -30,6 +30,9 @@ struct Run {
     records: f64,
 }
 
+/// Which of a run's numbers.
+type Part = fn(Run) -> f64;
+
 impl Run {
     fn all(self) -> f64 {
         self.user + self.system
@@ -98,9 +101,9 @@ fn run(line: &str) -> Option<Run> {
 
 fn rows(name: &str, alone: &[Run], observed: &[Run]) -> Option<String> {
     let mut text = String::new();
-    let of = |runs: &[Run], part: fn(Run) -> f64| runs.iter().map(|run| part(*run) / 1e6).collect::<Vec<_>>();
+    let of = |runs: &[Run], part: Part| runs.iter().map(|run| part(*run) / 1e6).collect::<Vec<_>>();
     let records = median(&observed.iter().map(|run| run.records).collect::<Vec<_>>())?;
-    let parts: [(&str, fn(Run) -> f64); 3] =
+    let parts: [(&str, Part); 3] =
         [("all", Run::all), ("its own", |run| run.user), ("the kernel's", |run| run.system)];
     for (part, number) in parts {
         let (alone, observed) = (of(alone, number), of(observed, number));
