@@ -16,12 +16,12 @@ ADDRESS = "127.0.0.1:9777"
 
 
 def run(script):
-    """Runs it; nanoseconds, user and system."""
+    """Runs it; nanoseconds of CPU time, its own and the kernel's: only their sum is exact."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     subprocess.run([FREECAD, script], check=True, **quiet)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return [round((getattr(after, of) - getattr(before, of)) * 1e9) for of in ("ru_utime", "ru_stime")]
+    return round((after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) * 1e9)
 
 
 def wait_until_ready():
@@ -51,12 +51,16 @@ def observed():
     received = sum(float(line.rsplit(" ", 1)[1]) for line in page.splitlines() if line.startswith("cadscope_events_received_total"))
     agent.terminate()
     agent.wait()
-    return cost + [round(received)]
+    return cost, round(received)
 
 
 os.environ.update(PYTHONHASHSEED="0", QT_QPA_PLATFORM="offscreen")
+greeting = subprocess.run([FREECAD, os.devnull], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+for line in (greeting.stdout + greeting.stderr).splitlines():
+    if line.startswith("FreeCAD "):
+        print("@@say", line, flush=True)
 # The files are in the page cache then.
 run(FIRST)
 for _ in range(int(PAIRS)):
-    print("@@say alone", *alone(), flush=True)
+    print("@@say alone", alone(), flush=True)
     print("@@say observed", *observed(), flush=True)

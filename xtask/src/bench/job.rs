@@ -229,7 +229,7 @@ fn document(pairs: &[Pair], command: &str, what: &str, freecad: &Path) -> Result
 }
 
 /// From the greeting with which it starts: in 0.20 `--version` crashes.
-pub(super) fn freecad_version(freecad: &Path) -> Option<String> {
+fn freecad_version(freecad: &Path) -> Option<String> {
     let answer = demo::job(freecad, Path::new("/dev/null")).output().ok()?;
     let said = [answer.stdout, answer.stderr].concat();
     let said = String::from_utf8_lossy(&said);
