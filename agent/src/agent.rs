@@ -37,7 +37,7 @@ const LIVE_TICKS: u32 = 10;
 /// Ticks after which memory that the analysis of files took is given back.
 const GIVE_BACK_TICKS: u32 = 20;
 /// Ticks between two renewals of `/status`.
-const STATUS_TICKS: u32 = 5;
+const STATUS_TICKS: u32 = 10;
 
 /// Runs the agent until SIGTERM or SIGINT. `store` and `mappings` were opened before rights were given up.
 ///

@@ -25,10 +25,12 @@ use crate::resolve::{ElfFile, FileOffset, Site, Unreadable};
 
 use self::changes::{Changes, Stamp};
 use self::closing::Closing;
+use self::translated::Translators;
 
 mod changes;
 mod closing;
 mod limit;
+mod translated;
 
 /// Files that are remembered as uninteresting; the memory starts anew beyond.
 const MAX_PLAIN: usize = 100_000;
@@ -50,6 +52,11 @@ pub enum FileError {
     /// It had probes before, which some process does not let go.
     #[error("its former probes are still being taken away")]
     Closing,
+    /// A program maps it that would take probes for its own breakpoints.
+    #[error(
+        "it has no probes while valgrind runs it, which would take them for the worker's own breakpoints"
+    )]
+    Translated,
     /// It is not an ELF file that can be understood.
     #[error(transparent)]
     Elf(#[from] Unreadable),
@@ -67,7 +74,7 @@ impl FileError {
     pub const fn may_pass(&self) -> bool {
         match self {
             Self::Open(error) => matches!(error, OpenError::Refused(_)),
-            Self::Elf(_) => false,
+            Self::Elf(_) | Self::Translated => false,
             Self::Read(_) | Self::Changed | Self::Closing | Self::Attach(_) | Self::Kernel(_) => true,
         }
     }
@@ -131,6 +138,7 @@ pub struct TrackedFile {
     stamp: Stamp,
     idle_since_ns: Option<u64>,
     placed: Option<Placed>,
+    gives_way: bool,
 }
 
 /// When a file's probes came into place, CLOCK_MONOTONIC.
@@ -178,6 +186,12 @@ impl TrackedFile {
     pub fn is_attached(&self) -> bool {
         !self.links.is_empty()
     }
+
+    /// Whether it has no probes because a program translates it.
+    #[must_use]
+    pub const fn gives_way(&self) -> bool {
+        self.gives_way
+    }
 }
 
 /// What became of a mapped file.
@@ -210,6 +224,7 @@ pub struct Attacher {
     /// None where the kernel refuses to tell of changes.
     changes: Option<Changes>,
     closing: Closing,
+    translators: Translators,
     /// Each hit may come twice, as links are being closed whose sites have others already.
     relinking: bool,
     looks: u64,
@@ -231,6 +246,7 @@ impl Attacher {
             tail_calls: HashSet::new(),
             changes: Changes::new().ok(),
             closing: Closing::default(),
+            translators: Translators::default(),
             relinking: false,
             looks: 0,
         }
@@ -365,6 +381,15 @@ impl Attacher {
         if tracked.is_attached() {
             return Ok(false);
         }
+        if self.must_give_way(id) {
+            return Err(FileError::Translated);
+        }
+        self.place(kernel, id)
+    }
+
+    /// Places the probes of a file.
+    fn place(&mut self, kernel: &mut Kernel, id: FileId) -> Result<bool, FileError> {
+        let Some(tracked) = self.files.get_mut(&id) else { return Ok(false) };
         if let Some(changes) = &mut self.changes {
             // A refusal (too many watches) leaves the file unwatched, as on a kernel without inotify.
             let _ = changes.watch(id, &tracked.file);
@@ -401,6 +426,7 @@ impl Attacher {
 
     /// Notes that a process is gone or runs another program.
     pub fn release(&mut self, pid: u32, now_ns: u64) {
+        self.translators.release(pid);
         for tracked in self.files.values_mut() {
             if tracked.workers.remove(&pid) && tracked.workers.is_empty() {
                 tracked.idle_since_ns = Some(now_ns);
@@ -595,6 +621,7 @@ impl Attacher {
             stamp,
             idle_since_ns: None,
             placed: None,
+            gives_way: false,
         })
     }
 

@@ -155,8 +155,15 @@ pub fn key_of(proc: &Path, pid: u32) -> Option<ProcessKey> {
     Some(ProcessKey { pid, padding: 0, start_boottime_ns })
 }
 
-/// More than `stat` of any process has.
-const STAT_BYTES: u64 = 4096;
+/// More than `stat` or `status` of any process has: one in 65,536 groups has 700 KB.
+const PROCESS_BYTES: u64 = 1 << 20;
+
+/// A file of a process, as far as this.
+fn bounded(process: &Process, name: &str) -> Option<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(2048);
+    process.open_relative(name).ok()?.take(PROCESS_BYTES).read_to_end(&mut bytes).ok()?;
+    Some(bytes)
+}
 
 /// What is wanted of a process's `stat` (proc(5)).
 struct Stat {
@@ -169,8 +176,7 @@ struct Stat {
 
 /// Reads it itself: the library that reads the others panics where a text is cut off behind the name.
 fn stat(process: &Process) -> Option<Stat> {
-    let mut bytes = Vec::with_capacity(512);
-    process.open_relative("stat").ok()?.take(STAT_BYTES).read_to_end(&mut bytes).ok()?;
+    let bytes = bounded(process, "stat")?;
     // Whatever the name holds, it ends at the last parenthesis; the field behind it is the third.
     let end = bytes.iter().rposition(|byte| *byte == b')')?;
     let text = std::str::from_utf8(bytes.get(end + 1..)?).ok()?;
@@ -303,20 +309,39 @@ pub struct Usage {
 #[must_use]
 pub fn usage_of(proc: &Path, pid: u32) -> Option<Usage> {
     let process = process(proc, pid)?;
-    let (stat, status) = (stat(&process)?, process.status().ok()?);
+    let cpu_ticks = stat(&process)?.cpu_ticks;
+    let status = bounded(&process, "status")?;
+    // A library that reads all sixty lines takes five times as long as the kernel takes to write them.
+    let mut memory = Usage::default();
+    for line in status.split(|byte| *byte == b'\n') {
+        let Some((name, value)) = line.split_at_checked(6) else { continue };
+        match name {
+            b"VmRSS:" => memory.resident_bytes = kib(value)?,
+            b"VmHWM:" => memory.peak_bytes = kib(value)?,
+            _ => {}
+        }
+    }
     let tick_ns = 1_000_000_000 / procfs::ticks_per_second().max(1);
-    let bytes = |kib: Option<u64>| kib.unwrap_or(0).saturating_mul(1024);
-    Some(Usage {
-        cpu_ns: stat.cpu_ticks.saturating_mul(tick_ns),
-        resident_bytes: bytes(status.vmrss),
-        peak_bytes: bytes(status.vmhwm),
-    })
+    Some(Usage { cpu_ns: cpu_ticks.saturating_mul(tick_ns), ..memory })
+}
+
+/// The bytes of `   12 kB`.
+fn kib(value: &[u8]) -> Option<u64> {
+    let number = std::str::from_utf8(value).ok()?.trim().strip_suffix("kB")?.trim_end();
+    Some(number.parse::<u64>().ok()?.saturating_mul(1024))
 }
 
 /// Whether a process is there.
 #[must_use]
 pub fn is_alive(proc: &Path, pid: u32) -> bool {
     proc.join(pid.to_string()).exists()
+}
+
+/// Whether a program runs its own translation of a worker's code: one of valgrind's tools, which are named `memcheck-amd64-linux`
+/// and so on.
+#[must_use]
+pub fn is_translator(path: &str) -> bool {
+    ["-amd64-linux", "-arm64-linux"].iter().any(|end| path.ends_with(end))
 }
 
 /// File name of the program that a process runs; `?` if it is gone.
@@ -335,6 +360,28 @@ fn process(proc: &Path, pid: u32) -> Option<Process> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_is_what_the_kernel_says_of_it() {
+        let own = usage_of(Path::new("/proc"), std::process::id()).unwrap();
+        let status = Process::myself().unwrap().status().unwrap();
+        assert!(own.resident_bytes > 1 << 20 && own.peak_bytes >= own.resident_bytes, "{own:?}");
+        assert!(own.peak_bytes <= status.vmhwm.unwrap() * 1024, "{own:?}");
+        assert_eq!(
+            (kib(b"\t   12 kB"), kib(b"\t12"), kib(b"\tkB"), kib(b"\xff kB")),
+            (Some(12288), None, None, None)
+        );
+    }
+
+    #[test]
+    fn valgrinds_tools_are_known_by_their_names() {
+        for tool in ["/usr/libexec/valgrind/memcheck-amd64-linux", "none-arm64-linux"] {
+            assert!(is_translator(tool), "{tool}");
+        }
+        for other in ["/usr/bin/valgrind", "/usr/bin/x86_64-linux-gnu-gcc", "freecadcmd", "?"] {
+            assert!(!is_translator(other), "{other}");
+        }
+    }
 
     #[test]
     fn a_worker_reads_what_its_user_or_group_may_and_root_all() {

@@ -29,7 +29,7 @@ use cadscope_common::cookie::{Cookie, Edge};
 use cadscope_common::open::{Capture, Thread};
 use cadscope_common::probe::{ProbeProgram, TallyKey, flags};
 use cadscope_common::record::{Life, Operation, ProcessKey};
-use cadscope_common::settings::{COUNTERS, MAX_COUNTED_CPUS, Settings};
+use cadscope_common::settings::{COUNTERS, Counter, MAX_COUNTED_CPUS, Settings};
 
 use self::offsets::OffsetError;
 use self::perf_uprobe::PerfProbes;
@@ -184,6 +184,8 @@ pub struct Kernel {
     mode: AttachMode,
     multi: Vec<(SiteProgram, OwnedFd)>,
     sys: PathBuf,
+    /// The map of counts was empty when so many of its entries had been made.
+    empty_at: Option<u64>,
 }
 
 impl Kernel {
@@ -231,7 +233,7 @@ impl Kernel {
             }
             AttachMode::PerfEvents
         };
-        let mut kernel = Self { ebpf, mode, multi: kernel_multi, sys: sys.to_owned() };
+        let mut kernel = Self { ebpf, mode, multi: kernel_multi, sys: sys.to_owned(), empty_at: None };
         kernel.locate_cpus(&cpus)?;
         kernel.attach_tracepoints(facts.has_cheap_mmap_lock)?;
         Ok(kernel)
@@ -376,7 +378,12 @@ impl Kernel {
 
     /// What is counted of the calls without records of these processes, summed over the CPUs.
     #[must_use]
-    pub fn aggregates(&self, wanted: impl Fn(u32) -> bool) -> Vec<(AggregateKey, Aggregate)> {
+    pub fn aggregates(&mut self, wanted: impl Fn(u32) -> bool) -> Vec<(AggregateKey, Aggregate)> {
+        // Asked before the walk: an entry that it misses is counted after.
+        let made = self.counter(Counter::AggregateMade);
+        if made.is_some() && made == self.empty_at {
+            return Vec::new();
+        }
         let Some(map) = self.ebpf.map("AGGREGATES") else { return Vec::new() };
         let Ok(map) = PerCpuHashMap::<_, Raw<AggregateKey>, Raw<Aggregate>>::try_from(map) else {
             return Vec::new();
@@ -385,11 +392,22 @@ impl Kernel {
             count: sum.count.wrapping_add(one.count),
             sum_ns: sum.sum_ns.wrapping_add(one.sum_ns),
         };
-        map.keys()
+        let mut is_empty = true;
+        let counts = map
+            .keys()
+            .inspect(|_| is_empty = false)
             .filter_map(Result::ok)
             .filter(|Raw(key)| wanted(key.pid))
             .filter_map(|key| Some((key.0, map.get(&key, 0).ok()?.iter().fold(Aggregate::default(), sum))))
-            .collect()
+            .collect();
+        self.empty_at = made.filter(|_| is_empty);
+        counts
+    }
+
+    /// One of what the programs counted, summed over the CPUs.
+    fn counter(&self, counter: Counter) -> Option<u64> {
+        let map = PerCpuArray::<_, u64>::try_from(self.ebpf.map("COUNTERS")?).ok()?;
+        Some(map.get(&(counter as u32), 0).ok()?.iter().sum())
     }
 
     /// Forgets what was counted of a process that has ended.

@@ -54,6 +54,7 @@ fn run(config: Config) -> anyhow::Result<u8> {
         min_duration: Duration::ZERO,
         limits: Limits::NONE,
         keep_files: false,
+        give_way: true,
     };
     match config.command {
         Command::Agent(agent_config) => {
@@ -67,6 +68,7 @@ fn run(config: Config) -> anyhow::Result<u8> {
             options.min_duration = agent_config.min_duration;
             options.limits = agent_config.limits;
             options.keep_files = agent_config.validation.is_some();
+            options.give_way = agent_config.give_way;
             agent::run(&agent_config, options, store, mappings).map(|()| 0)
         }
         Command::Trace(trace_config) => {

@@ -34,8 +34,12 @@ use crate::sources::Sources;
 use crate::workers::{Late, Live, Targets, Workers};
 use crate::written::Written;
 
-/// How often the mappings of workers are looked at again, in nanoseconds.
+mod translators;
+
+/// How often it is looked which workers are alive, in nanoseconds.
 const REVIEW_NS: u64 = 10_000_000_000;
+/// Each look reads the mappings of one worker in so many.
+const REVIEW_PARTS: u32 = 6;
 /// How many reviews a process whose file could not be looked at gets another look: ten minutes of them.
 const LOOKS_AGAIN: u8 = 60;
 /// How often the counts of calls without records are taken, in nanoseconds.
@@ -148,6 +152,7 @@ pub struct Observer {
     /// again.
     again: HashMap<u32, u8>,
     reviewed_ns: u64,
+    reviews: u32,
     forgot_ns: u64,
     received: u64,
     budget: Budget,
@@ -155,6 +160,7 @@ pub struct Observer {
     counted_ns: u64,
     /// Counts of calls that came too late: nobody knows the process or the probe any more.
     unclaimed: u64,
+    give_way: bool,
 }
 
 /// How to observe.
@@ -186,6 +192,8 @@ pub struct ObserverOptions {
     pub limits: Limits,
     /// Open the files that workers write and read, for their digests.
     pub keep_files: bool,
+    /// Take the probes out of files that a program like valgrind runs.
+    pub give_way: bool,
 }
 
 impl Observer {
@@ -201,7 +209,7 @@ impl Observer {
         let records = kernel.take_events()?;
         mappings.enable()?;
         let now = now_ns();
-        Ok(Self {
+        let mut observer = Self {
             kernel,
             records,
             mappings,
@@ -222,13 +230,17 @@ impl Observer {
             late: Vec::new(),
             again: HashMap::new(),
             reviewed_ns: now,
+            reviews: 0,
             forgot_ns: now,
             received: 0,
             budget: Budget::new(options.limits, now),
             counted: Counted::default(),
             counted_ns: now,
             unclaimed: 0,
-        })
+            give_way: options.give_way,
+        };
+        observer.find_translators();
+        Ok(observer)
     }
 
     /// Observes a process and its descendants.
@@ -257,13 +269,13 @@ impl Observer {
             match self.attacher.look(&mut self.kernel, own, &mapping, versions) {
                 Ok(Seen::Plain) | Err(FileError::Elf(_)) => {}
                 Ok(seen) => found.push((mapping, seen)),
-                Err(error) => say(missed(&mapping, &error)),
+                Err(error) => say(missed(&mapping.path, &error)),
             }
         }
         if found.iter().any(|(_, seen)| *seen == Seen::Worker) {
             for (mapping, _) in found {
                 if let Err(error) = self.attacher.hold(&mut self.kernel, mapping.file, pid) {
-                    say(missed(&mapping, &error));
+                    say(missed(&mapping.path, &error));
                 }
             }
         }
@@ -316,6 +328,7 @@ impl Observer {
         }
         self.sources.look(&self.proc, &self.kernel, now);
         self.attacher.sweep(&mut self.kernel, now);
+        self.resume(say);
     }
 
     /// Takes everything that has arrived, and of what arrives meanwhile no more than would fill the buffer: workers that
@@ -347,7 +360,10 @@ impl Observer {
         self.mappings.drain(|step| steps.push(step));
         for step in steps {
             match step {
-                Step::Executed { pid } => self.workers.executed(pid),
+                Step::Executed { pid } => {
+                    self.workers.executed(pid);
+                    self.attacher.translates_no_more(pid);
+                }
                 Step::Mapped(mapping, at_ns) => self.mapped(&mapping, Some(at_ns), say),
             }
         }
@@ -406,6 +422,8 @@ impl Observer {
             if let Some(at_ns) = at_ns {
                 self.tell_late(mapping, at_ns, noticed_ns, say);
             }
+        } else {
+            self.gives_way(mapping, say);
         }
     }
 
@@ -437,7 +455,8 @@ impl Observer {
         }
     }
 
-    fn see(&mut self, mapping: &Mapping, say: &mut dyn FnMut(Observation)) {
+    /// Looks at the file of a mapping if it is new.
+    fn look(&mut self, mapping: &Mapping) -> Result<Seen, FileError> {
         let (proc, installed) = (&self.proc, &mut self.installed);
         let versions = || {
             let mappings = discover::mappings_of(proc, mapping.pid);
@@ -449,7 +468,14 @@ impl Observer {
             }
             versions
         };
-        match self.attacher.look(&mut self.kernel, proc, mapping, versions) {
+        self.attacher.look(&mut self.kernel, proc, mapping, versions)
+    }
+
+    fn see(&mut self, mapping: &Mapping, say: &mut dyn FnMut(Observation)) {
+        if self.gives_way(mapping, say) {
+            return;
+        }
+        match self.look(mapping) {
             Ok(Seen::Plain) => {}
             Ok(Seen::Worker) => {
                 let new = !self.workers.contains(mapping.pid);
@@ -478,7 +504,7 @@ impl Observer {
         if error.may_pass() {
             self.again.entry(mapping.pid).or_insert(LOOKS_AGAIN);
         }
-        say(missed(mapping, error));
+        say(missed(&mapping.path, error));
     }
 
     fn hold(&mut self, mapping: &Mapping, say: &mut dyn FnMut(Observation)) {
@@ -568,10 +594,15 @@ impl Observer {
         renew(live, &self.attacher.versions_of(pid), say);
     }
 
-    /// Looks again at which files live workers map, and finds workers whose end was not reported.
+    /// Finds workers whose end was not reported, and looks again at which files the others map, at some of them each
+    /// time: it is read for the rare one that lets go of a library.
     fn review(&mut self, now: u64, say: &mut dyn FnMut(Observation)) {
+        self.reviews = self.reviews.wrapping_add(1);
         for pid in self.workers.pids() {
             if discover::is_alive(&self.proc, pid) {
+                if pid % REVIEW_PARTS != self.reviews % REVIEW_PARTS {
+                    continue;
+                }
                 let mapped: HashSet<FileId> =
                     discover::mappings_of(&self.proc, pid).into_iter().map(|mapping| mapping.file).collect();
                 if !mapped.is_empty() {
@@ -584,6 +615,7 @@ impl Observer {
             }
         }
         self.look_again(say);
+        self.review_translators(now);
         let proc = &self.proc;
         self.attacher.release_gone(now, |pid| discover::is_alive(proc, pid));
     }
@@ -646,6 +678,7 @@ impl Observer {
                 say(Observation::Operation(operation));
             }
             Event::Forked { parent, child } => {
+                self.attacher.inherit_translation(parent.pid, child.pid);
                 if self.workers.fork(parent.pid, child, now_ns()).is_some() {
                     self.attacher.inherit(parent.pid, child.pid);
                     self.written.hold(child.pid, None);
@@ -755,7 +788,13 @@ impl Observer {
             peak_bytes: Some(life.peak_pages.saturating_mul(procfs::page_size())),
             ..End::of_exit(life.status, &life.fate, live.script_failed, live.take_oom())
         };
-        self.end(life.process.pid, life.at_ns, Some(life.status), end, say);
+        // A program begun since, without news of it from the kernel side, is that of another process with its id, whose
+        // mappings were taken for its own.
+        let another = self.workers.get(pid).is_some_and(|live| live.execs > 0);
+        self.end(pid, life.at_ns, Some(life.status), end, say);
+        if another {
+            self.scan(Some(&[pid]), say);
+        }
     }
 
     fn end(
@@ -874,18 +913,19 @@ fn renew(live: &mut Live, versions: &Versions, say: &mut dyn FnMut(Observation))
     }
 }
 
-fn missed(mapping: &Mapping, error: &FileError) -> Observation {
+fn missed(path: &str, error: &FileError) -> Observation {
     let reason = match error {
         FileError::Open(discover::OpenError::Gone) => "process_gone",
         FileError::Open(_) => "file_not_opened",
         FileError::Read(_) => "file_not_read",
         FileError::Changed => "file_changed",
         FileError::Closing => "former_probes",
+        FileError::Translated => "translated",
         FileError::Elf(_) => "not_elf",
         FileError::Attach(_) => "attach_refused",
         FileError::Kernel(_) => "kernel_map",
     };
-    Observation::Missed { path: mapping.path.clone(), reason, error: error.to_string() }
+    Observation::Missed { path: path.to_owned(), reason, error: error.to_string() }
 }
 
 /// Nanoseconds of CLOCK_MONOTONIC, the clock of all records.

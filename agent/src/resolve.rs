@@ -5,6 +5,7 @@
 //! worker, and one at the wrong exit reports nonsense.
 
 mod a64;
+mod bytes;
 mod elf;
 mod exits;
 mod frames;

@@ -19,7 +19,7 @@ use crate::kernel::Kernel;
 use crate::python::{Interpreter, Memory, RUNTIME_SYMBOL, Source, Unseen, VERSION_SYMBOL};
 use crate::resolve::{ElfFile, FileOffset};
 
-/// How often open calls are looked at.
+/// Open calls are looked at no more often.
 const LOOK_NS: u64 = 100_000_000;
 /// After this, a process without a known interpreter is looked at again: it may load one late.
 const AGAIN_NS: u64 = 10_000_000_000;
@@ -38,7 +38,8 @@ pub struct Sources {
     options: SourceOptions,
     interpreters: HashMap<u32, (u64, Result<Interpreter, Unseen>)>,
     waiting: HashMap<Call, Option<Arc<Source>>>,
-    looked_ns: u64,
+    /// Nothing has to be looked at before this time.
+    next_look_ns: u64,
     second_ns: u64,
     read_this_second: u32,
 }
@@ -51,26 +52,31 @@ impl Sources {
             options,
             interpreters: HashMap::new(),
             waiting: HashMap::new(),
-            looked_ns: 0,
+            next_look_ns: 0,
             second_ns: 0,
             read_this_second: 0,
         }
     }
 
-    /// Looks at the open calls, if it is time.
+    /// Looks at the open calls, if one of them can be old by now: a look walks the whole map of threads.
     pub fn look(&mut self, proc: &Path, kernel: &Kernel, now_ns: u64) {
-        if self.options.per_second == 0 || now_ns.saturating_sub(self.looked_ns) < LOOK_NS {
+        if self.options.per_second == 0 || now_ns < self.next_look_ns {
             return;
         }
-        self.looked_ns = now_ns;
         // Whoever is not looked at now could be over before the next time.
         let threshold = u64::try_from(self.options.threshold.as_nanos()).unwrap_or(u64::MAX);
         let old_ns = threshold.saturating_sub(LOOK_NS);
+        // A call that begins after this look.
+        let mut soonest_ns = now_ns.saturating_add(old_ns);
         for (tid, thread) in kernel.threads() {
             let depth = usize::try_from(thread.depth).unwrap_or(0);
             for call in thread.frames.iter().take(depth) {
+                if self.waiting.contains_key(&(tid, call.start_ns)) {
+                    continue;
+                }
                 let is_old = now_ns.saturating_sub(call.start_ns) >= old_ns;
-                if !is_old || self.waiting.contains_key(&(tid, call.start_ns)) || !self.may_read(now_ns) {
+                if !is_old || !self.may_read(now_ns) {
+                    soonest_ns = soonest_ns.min(call.start_ns.saturating_add(old_ns));
                     continue;
                 }
                 let read = self.read(proc, thread.process.pid, tid, call.slot, now_ns);
@@ -85,6 +91,7 @@ impl Sources {
                 self.waiting.insert((tid, call.start_ns), source);
             }
         }
+        self.next_look_ns = soonest_ns.max(now_ns.saturating_add(LOOK_NS));
     }
 
     /// The source of an operation that has ended, if it was slow and its stack could be read.

@@ -169,13 +169,15 @@ pub enum Counter {
     Abandoned = 9,
     /// Operations whose record did not fit a map and went without their values.
     NoCapture = 10,
+    /// Entries made in the map of counts; none was, and nobody has to look into it.
+    AggregateMade = 11,
 }
 
 /// Size of the ring buffer, a power of two: a quarter of a second of 200,000 operations a second.
 pub const RING_BYTES: u32 = 4 << 20;
 
 /// Number of counters.
-pub const COUNTERS: u32 = 11;
+pub const COUNTERS: u32 = 12;
 
 /// Operations that can be open on one thread at once; a power of two.
 pub const MAX_DEPTH: usize = 64;

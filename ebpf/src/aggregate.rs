@@ -38,6 +38,8 @@ pub fn add(thread: *mut Thread, depth: u32, probe: u32, duration_ns: u64) {
                 count(Counter::LostAggregate);
                 return;
             };
+            // After it is there: who looks for as many entries as are counted finds them.
+            count(Counter::AggregateMade);
             value
         }
     };

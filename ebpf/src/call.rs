@@ -271,6 +271,10 @@ fn leave(ctx: &ProbeContext) -> Option<()> {
     }
     let returned = u32::from(cookie.return_register());
     let ending = Ending { by: ended_by::RETURN, ..Ending::now(thread, end_ns) };
+    if top_slot == slot && returns_alone(thread, depth, slot) {
+        end_returned(thread, tid, &ending, returned);
+        return Some(());
+    }
     let mut closed = close_returned(thread, tid, slot, &ending, returned);
     if closed == 0 && own {
         // A frame that an exception was thought to have left returns: no exception is in flight.
@@ -282,6 +286,14 @@ fn leave(ctx: &ProbeContext) -> Option<()> {
         count(Counter::ReturnWithoutEntry);
     }
     Some(())
+}
+
+/// Whether the innermost frame, which has this slot, is all that returns with it: nothing went on in it by a tail call,
+/// and no exception holds frames. So it is with nearly all calls, which are spared a closer look.
+#[inline(always)]
+fn returns_alone(thread: *mut Thread, depth: u32, slot: u64) -> bool {
+    // SAFETY: the thread's state is touched by the thread itself only; inside its frames.
+    unsafe { (*thread).flights == 0 && (depth < 2 || (*frame(thread, depth - 2)).slot != slot) }
 }
 
 /// The state of this thread, made if this is its first call.
@@ -677,7 +689,6 @@ fn end_top(thread: *mut Thread, tid: u32, ending: *const Ending, returned: Optio
         aggregate::add(thread, depth, probe, duration_ns);
         return None;
     }
-    let program = PROBES.get_ptr(probe)?;
     // SAFETY: inside the thread's frames.
     let around = frames_around(thread, depth, unsafe { (*top).slot });
     let (around, parent_start_ns) = visible(thread, around);
@@ -714,6 +725,7 @@ fn end_top(thread: *mut Thread, tid: u32, ending: *const Ending, returned: Optio
         });
         return Some(());
     };
+    let program = PROBES.get_ptr(probe)?;
     let record = capture.cast::<Operation>();
     match returned {
         Some(returned) => fetch(program, record, edge::LEAVE, registers(thread), returned),

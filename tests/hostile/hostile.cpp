@@ -61,6 +61,22 @@ long calls(long count) {
     return sum;
 }
 
+// ---- it waits to be told ---------------------------------------------------------------------------------------
+
+int told(long count, long megabytes, int code) {
+    size_t bytes = size_t(megabytes) << 20;
+    char *memory = bytes == 0 ? nullptr : static_cast<char *>(malloc(bytes));
+    if (memory != nullptr) memset(memory, 1, bytes);
+    printf("%d\n", getpid());
+    fflush(stdout);
+    char byte;
+    if (read(0, &byte, 1) != 1) return 95;
+    printf("%ld\n", calls(count));
+    fflush(stdout);
+    free(memory);
+    return code;
+}
+
 // ---- the stack pointer lies ------------------------------------------------------------------------------------
 
 // Calls the probed function on a stack of its own making.
@@ -255,6 +271,7 @@ int main(int count, char **arguments) {
     auto is = [&](const char *name) { return strcmp(mode, name) == 0; };
     auto number = [&](int at, double other) { return count > at ? atof(arguments[at]) : other; };
     if (is("calls")) return printf("%ld\n", calls(long(number(2, 10)))), usleep(useconds_t(number(3, 0) * 1e6)), 0;
+    if (is("told")) return told(long(number(2, 10)), long(number(3, 0)), int(number(4, 0)));
     if (is("stack_lies")) return stack_lies();
     if (is("unwinds_itself")) return unwinds_itself();
     if (is("exceptions")) return exceptions(number(2, 1));

@@ -97,7 +97,8 @@ mod tests {
     fn every_row_is_that_of_a_test() {
         let text = fs::read_to_string(page()).unwrap();
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
-        let files = fs::read_dir(folder).unwrap().map(|file| file.unwrap().path());
+        let files = [folder.join("hostile"), folder].map(|folder| fs::read_dir(folder).unwrap());
+        let files = files.into_iter().flatten().map(|file| file.unwrap().path());
         let tests: String =
             files.filter(|file| file.is_file()).map(|file| fs::read_to_string(file).unwrap()).collect();
         for table in [FAULTS, WORKERS] {

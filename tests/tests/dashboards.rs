@@ -132,6 +132,18 @@ fn scraped(agent: &Agent) -> Result<Prometheus> {
     Ok(prometheus)
 }
 
+/// An error that names what has no data, with what both sides of the scrape say.
+fn all_have_data(missing: &[String], agent: &Agent, prometheus: &Prometheus) -> Result<()> {
+    ensure!(
+        missing.is_empty(),
+        "no data in:\n{}\nagent:\n{}\nPrometheus:\n{}",
+        missing.join("\n"),
+        agent.log(),
+        prometheus.log()
+    );
+    Ok(())
+}
+
 /// The short form of the test below.
 #[test]
 fn every_query_is_answered_and_the_main_panels_show_data_of_real_jobs() -> Result<()> {
@@ -151,14 +163,7 @@ fn every_query_is_answered_and_the_main_panels_show_data_of_real_jobs() -> Resul
             break;
         }
     }
-    ensure!(
-        missing.is_empty(),
-        "no data in:\n{}\nagent:\n{}\nPrometheus:\n{}",
-        missing.join("\n"),
-        agent.log(),
-        prometheus.log()
-    );
-    Ok(())
+    all_have_data(&missing, &agent, &prometheus)
 }
 
 #[test]
@@ -182,14 +187,7 @@ fn every_panel_shows_data_of_real_jobs_and_zero_before() -> Result<()> {
     if full() {
         draw(&prometheus, begin.elapsed().as_secs() + 5)?;
     }
-    ensure!(
-        missing.is_empty(),
-        "no data in:\n{}\nagent:\n{}\nPrometheus:\n{}",
-        missing.join("\n"),
-        agent.log(),
-        prometheus.log()
-    );
-    Ok(())
+    all_have_data(&missing, &agent, &prometheus)
 }
 
 /// Pictures of the dashboards with Grafana's own components, in target/tmp/dashboards.

@@ -106,7 +106,7 @@ fn of_files_never_seen_nothing_is_missed_once_their_probes_are_told_to_be_in_pla
         let last_missed = missed.map(|cut| cut.start).max().unwrap_or(0);
         ensure!(last_missed < ready, "round {round}: {last_missed} is missed, ready at {ready}");
         ensure!(
-            cuts.len() > 50 && seen.len() <= cuts.len(),
+            cuts.len() >= 60 && seen.len() <= cuts.len(),
             "round {round}: {} of {}",
             seen.len(),
             cuts.len()

@@ -3,12 +3,20 @@
 
 #![allow(clippy::indexing_slicing, reason = "of a file that is there: out of bounds is a failed test")]
 
+#[path = "hostile/debugged.rs"]
+mod debugged;
 #[path = "hostile/elf.rs"]
 mod elf;
+#[path = "hostile/moved.rs"]
+mod moved;
+#[path = "hostile/same_pid.rs"]
+mod same_pid;
+#[path = "hostile/translated.rs"]
+mod translated;
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _, symlink};
 use std::os::unix::process::CommandExt as _;
@@ -22,7 +30,7 @@ use cadscope_tests::collector::{Collector, Span};
 use cadscope_tests::node::{cadscope, full, require_root, scratch, tool};
 use cadscope_tests::privileges::{CAPABILITIES, only};
 use cadscope_tests::reliability::harmless;
-use cadscope_tests::run::{Ended, Running, run, until};
+use cadscope_tests::run::{Ended, Running, run, shell_code, until, wait};
 use cadscope_tests::worker::build_program;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::signal::Signal;
@@ -95,6 +103,11 @@ impl Watched {
         run(&mut self.command(words), LIMIT)
     }
 
+    /// A worker that waits until it is told to make calls, run by another program.
+    fn waiting(&self, wrapper: &[&str], words: &[&str]) -> Result<Waiting> {
+        Waiting::start(wrapper, &self.program, words)
+    }
+
     /// A worker that maps these files and stays, with what they came to when they were mapped.
     fn mapping(&self, files: &[&Path]) -> Result<Running> {
         self.mapping_as(0, files)
@@ -153,6 +166,51 @@ impl Watched {
             said += &self.agent.get(page)?.1;
         }
         Ok(said)
+    }
+}
+
+/// A worker that makes its calls when it is told to.
+struct Waiting {
+    child: Running,
+    said: std::io::Lines<BufReader<std::process::ChildStdout>>,
+    /// The process that waits.
+    pid: u32,
+}
+
+impl Waiting {
+    fn start(wrapper: &[&str], program: &Path, words: &[&str]) -> Result<Self> {
+        let mut command = Command::new(wrapper.first().map_or(program.as_os_str(), OsStr::new));
+        command.args(wrapper.iter().skip(1));
+        if !wrapper.is_empty() {
+            command.arg(program);
+        }
+        command.arg("told").args(words).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // Where valgrind may leave what it makes of one that it ends.
+        command.current_dir(program.parent().context("no folder")?);
+        let mut child = Running(command.spawn()?);
+        let said = BufReader::new(child.0.stdout.take().context("no stdout")?).lines();
+        let mut waiting = Self { child, said, pid: 0 };
+        waiting.pid = waiting.line()?.parse()?;
+        Ok(waiting)
+    }
+
+    /// The next line that it says; empty if it says no more.
+    fn line(&mut self) -> Result<String> {
+        Ok(self.said.next().transpose()?.unwrap_or_default())
+    }
+
+    fn go(&mut self) -> Result<()> {
+        Ok(self.child.0.stdin.as_mut().context("no stdin")?.write_all(b"x")?)
+    }
+
+    /// Tells it, and says how it ended.
+    fn end(mut self) -> Result<Ended> {
+        self.go()?;
+        let stdout = self.line()?;
+        let code = shell_code(wait(&mut self.child.0, LIMIT)?);
+        let mut stderr = String::new();
+        self.child.0.stderr.take().context("no stderr")?.read_to_string(&mut stderr)?;
+        Ok(Ended { code, stdout, stderr })
     }
 }
 

@@ -12,6 +12,7 @@ use crate::build::{Profile, build};
 use crate::places::{cache, repository};
 use crate::shell::first_line;
 
+mod account;
 mod calls;
 mod job;
 mod load;

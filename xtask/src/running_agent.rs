@@ -61,6 +61,11 @@ impl RunningAgent {
         Ok(agent)
     }
 
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The most memory that it has had, in KiB.
     pub(crate) fn highest_kib(&self) -> Result<u64> {
         crate::bench::highest_kib(self.child.id())

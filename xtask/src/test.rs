@@ -98,14 +98,18 @@ fn root_tests(summary: &mut Summary, binary: &Path, full: bool) -> Result<()> {
     run_watched(&mut cargo, |line| summary.add(line))
 }
 
+/// The workspace, and what is none of its members: compiled for another machine, the kernel, or by another compiler.
+const MANIFESTS: [&str; 3] = ["Cargo.toml", "ebpf/Cargo.toml", "tests/fuzz/Cargo.toml"];
+
 fn format(root: &Path) -> Result<()> {
-    run(cargo()?.args(["fmt", "--all", "--check"]))?;
-    // Not a member of the workspace: it is compiled for another machine, the kernel.
-    run(cargo()?.args(["fmt", "--check", "--manifest-path"]).arg(root.join("ebpf/Cargo.toml")))
+    for manifest in MANIFESTS {
+        run(cargo()?.args(["fmt", "--all", "--check", "--manifest-path"]).arg(root.join(manifest)))?;
+    }
+    Ok(())
 }
 
 fn locked(root: &Path) -> Result<()> {
-    for manifest in ["Cargo.toml", "ebpf/Cargo.toml"] {
+    for manifest in MANIFESTS {
         run(cargo()?.args(["fetch", "--locked", "--manifest-path"]).arg(root.join(manifest)))?;
     }
     Ok(())
@@ -113,7 +117,7 @@ fn locked(root: &Path) -> Result<()> {
 
 /// Not advisories: their database is fetched from the network, and a test must not fail for what happened there.
 fn licences(root: &Path) -> Result<()> {
-    for manifest in ["Cargo.toml", "ebpf/Cargo.toml"] {
+    for manifest in MANIFESTS {
         run(cargo()?
             .args(["deny", "--log-level", "error", "--config", "deny.toml", "--manifest-path"])
             .arg(root.join(manifest))

@@ -12,6 +12,9 @@ use crate::kernel;
 use crate::observe::Observer;
 use crate::workers::Late;
 
+/// Why a file has no probes although workers map it.
+const TRANSLATED: &str = "taken away while valgrind runs the file";
+
 /// What the files with probes come to.
 #[derive(Default)]
 struct Files {
@@ -118,8 +121,11 @@ impl Files {
             }
             other => {
                 let reason = other.as_ref().err().cloned();
-                let reason = reason.unwrap_or_else(|| "no worker maps the file".to_owned());
-                if other.is_err() {
+                let reason = reason.unwrap_or_else(|| {
+                    let without = if file.gives_way() { TRANSLATED } else { "no worker maps the file" };
+                    without.to_owned()
+                });
+                if other.is_err() || file.gives_way() {
                     *self.skipped.entry(reason_label(&reason).to_owned()).or_default() += 1;
                 }
                 ProbeStatus {
@@ -139,7 +145,9 @@ impl Files {
 
 /// The reason without the addresses and names in it, for a label.
 fn reason_label(reason: &str) -> &str {
-    if reason.contains("too often") {
+    if reason == TRANSLATED {
+        "translated"
+    } else if reason.contains("too often") {
         "called_too_often"
     } else if reason.contains("another file") {
         "work_in_another_file"

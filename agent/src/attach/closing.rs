@@ -49,10 +49,15 @@ impl Closing {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
+    /// Whether former probes of a file are being taken away.
+    pub(super) fn holds(&self, file: FileId) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&file)
+    }
+
     /// Waits until a file has no former probes, for at most `limit`; whether it has none.
     pub(super) fn wait(&self, file: FileId, limit: Duration) -> bool {
         let begin = Instant::now();
-        while self.0.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&file) {
+        while self.holds(file) {
             if begin.elapsed() >= limit {
                 return false;
             }

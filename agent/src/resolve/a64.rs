@@ -358,7 +358,7 @@ fn bound(window: &[Word], index: u32) -> Option<u64> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::elf::fixture::{CODE, Fixture};
+    use super::super::elf::tests::fixture::{CODE, Fixture};
     use super::*;
 
     fn words(code: &[u32]) -> Vec<Word> {

@@ -335,7 +335,7 @@ pub(super) fn gives_up<I: Instruction>(file: &ElfFile<'_>, call: &I) -> bool {
 mod tests {
     use iced_x86::Instruction as X86;
 
-    use super::super::elf::fixture::{CODE, Fixture, GOT, PLT, STRIDE, cfa, word};
+    use super::super::elf::tests::fixture::{CODE, Fixture, GOT, PLT, STRIDE, cfa, word};
     use super::*;
 
     fn ways(fixture: &Fixture) -> Result<Vec<(u64, How)>, Unplaceable> {

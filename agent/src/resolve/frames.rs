@@ -317,7 +317,7 @@ impl<'a> EncodedReader<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::elf::fixture::{CODE, Fixture, STRIDE, cfa};
+    use super::super::elf::tests::fixture::{CODE, Fixture, STRIDE, cfa};
     use super::*;
 
     const AT_SLOT: Option<Distance> = Some(Distance { base: Base::StackPointer, bytes: 0 });

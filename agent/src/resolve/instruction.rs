@@ -1,6 +1,7 @@
 //! What is asked of an instruction, whatever its set: [`super::x86`] and [`super::a64`] answer.
 
-use super::elf::{ElfFile, u16_at, u32_at, u64_at};
+use super::bytes::{u16_at, u32_at, u64_at};
+use super::elf::ElfFile;
 use super::frames::{Distance, Frame};
 use super::{SiteClass, Unplaceable};
 

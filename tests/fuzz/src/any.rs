@@ -8,6 +8,7 @@
 use std::path::PathBuf;
 
 use libfuzzer_sys::fuzz_target;
+use nix::sys::signal::{SigHandler, Signal, signal};
 
 #[path = "../../../agent/tests/mutations/bounds.rs"]
 mod bounds;
@@ -32,8 +33,15 @@ fn write_seeds() {
     });
 }
 
+/// As in every program of Rust's, but libFuzzer's main is none: a client that is gone is an error of a write.
+fn begin() {
+    // SAFETY: no handler is installed, and no other thread runs yet.
+    let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigIgn) };
+    write_seeds();
+}
+
 fuzz_target!(
-    init: write_seeds(),
+    init: begin(),
     |input: &[u8]| TARGET.with(|target| {
         if let Err(wrong) = bounds::judge(&target.read, input) {
             eprintln!("{}: {wrong}", target.name);

@@ -1,8 +1,9 @@
 //! Turns loads on the agent into what it uses and what it loses: docs/bench-throughput.md and docs/bench-scale.md.
 
 use std::fmt::Write as _;
+use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -20,7 +21,8 @@ const RATES: [u32; 5] = [1_000, 10_000, 100_000, SUSTAINED, 0];
 /// The rate that is to be borne for as long as is asked; the others take so many seconds at most.
 const SUSTAINED: u32 = 200_000;
 const SHORT: u32 = 10;
-const WORKERS: [usize; 3] = [1, 50, 200];
+/// Workers, and from how many images of the same libraries.
+const WORKERS: [(usize, usize); 5] = [(1, 1), (50, 1), (200, 1), (20, 20), (100, 100)];
 const FOLDER: &str = "/usr/lib/x86_64-linux-gnu";
 
 /// A program that waits for its input.
@@ -101,7 +103,7 @@ pub(crate) fn throughput(seconds: u32) -> Result<()> {
 
 fn turn(rate: u32, seconds: u32, budget: bool, agent: &Path, driver: &Path) -> Result<Turn> {
     let catalog = cache()?.join("bench/load.toml");
-    std::fs::write(&catalog, entry_of("Bnd_Box::Distance", DISTANCE, ""))?;
+    fs::write(&catalog, entry_of("Bnd_Box::Distance", DISTANCE, ""))?;
     let words = [LIBRARY, DISTANCE, &rate.to_string(), &seconds.to_string(), "2"].map(str::to_owned);
     let mut load = Waiting::start(Command::new(driver).args(words))?;
     let catalog = catalog.display().to_string();
@@ -139,18 +141,20 @@ pub(crate) fn scale(seconds: u32) -> Result<()> {
     ensure!(is_root(), "attaching to other processes needs root: run this as root");
     let (binary, driver) = (binary()?, compile("idle.c")?);
     let libraries = ["libTKBO.so.7.6.3", "libTKFillet.so.7.6.3", "libTKSTEP.so.7.6.3", "libTKMesh.so.7.6.3"];
-    let libraries = libraries.map(|name| format!("{FOLDER}/{name}"));
     let mut text = format!(
         "# What the agent uses beside idle workers\n\nWritten by `cargo xtask bench scale --seconds {seconds}`: each worker maps \
-         OCCT's booleans, fillets, mesher and STEP, and does nothing.\n\n"
+         OCCT's booleans, fillets, mesher and STEP, of one of so many images, and does nothing.\n\n"
     );
     text.push_str(&machine()?);
     text.push_str(
-        "\n| workers | agent's CPU, % of one | agent's memory, MiB | its highest, MiB |\n|---|---|---|---|\n",
+        "\n| workers | images | agent's CPU, % of one | agent's memory, MiB | its highest, MiB |\n|---|---|---|---|---|\n",
     );
-    for count in WORKERS {
+    let folder = cache()?.join("bench/images");
+    for (count, images) in WORKERS {
+        let images = copies(&folder, &libraries, images)?;
         let workers: Vec<Waiting> = (0..count)
-            .map(|_| Waiting::start(Command::new(&driver).args(&libraries)))
+            .zip(images.iter().cycle())
+            .map(|(_, image)| Waiting::start(Command::new(&driver).args(image)))
             .collect::<Result<_>>()?;
         let agent = RunningAgent::start_with(&binary, &[])?;
         // The first look is over; two seconds later its memory has been given back.
@@ -161,7 +165,8 @@ pub(crate) fn scale(seconds: u32) -> Result<()> {
         let resident = sum(&agent, "process_resident_memory_bytes")?;
         writeln!(
             text,
-            "| {count} | {:.2} | {:.1} | {:.1} |",
+            "| {count} | {} | {:.2} | {:.1} | {:.1} |",
+            images.len(),
             cpu / begin.elapsed().as_secs_f64() * 100.0,
             resident / 1_048_576.0,
             agent.highest_kib()? as f64 / 1024.0
@@ -170,7 +175,29 @@ pub(crate) fn scale(seconds: u32) -> Result<()> {
         agent.stop()?;
         drop(workers);
     }
+    if folder.exists() {
+        fs::remove_dir_all(&folder)?;
+    }
     write_page("bench-scale.md", &text)
+}
+
+/// The libraries of so many images: what is installed, or as many copies of it.
+fn copies(folder: &Path, libraries: &[&str], images: usize) -> Result<Vec<Vec<PathBuf>>> {
+    let installed = |name: &&str| Path::new(FOLDER).join(name);
+    if images == 1 {
+        return Ok(vec![libraries.iter().map(installed).collect()]);
+    }
+    let copy = |image: usize| {
+        let folder = folder.join(image.to_string());
+        fs::create_dir_all(&folder)?;
+        let copied = libraries.iter().map(|name| {
+            let to = folder.join(name);
+            fs::copy(installed(name), &to).with_context(|| to.display().to_string())?;
+            Ok(to)
+        });
+        copied.collect()
+    };
+    (0..images).map(copy).collect()
 }
 
 fn sum(agent: &RunningAgent, name: &str) -> Result<f64> {

@@ -5,7 +5,8 @@
 
 use std::collections::BTreeMap;
 
-use super::{Kind, family_name};
+use super::Kind;
+use super::labels::family_name;
 use crate::catalog::{Amount, Catalog, Probe};
 
 /// A family that does not come from the catalogue.

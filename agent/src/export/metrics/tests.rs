@@ -1,10 +1,15 @@
 //! Turns recorded operations into expositions and checks what a scraper would read.
 
+use std::time::{Duration, SystemTime};
+
 use proptest::prelude::*;
 use prost::Message;
 
+use super::message::histograms;
+use super::series::{NATIVE_BUCKETS, NATIVE_ZERO};
 use super::*;
-use crate::catalog::Label;
+use crate::catalog::{Label, Probe};
+use crate::in_flight::InFlight;
 use crate::memory::Memory;
 use crate::operation::Outcome;
 use crate::samples;
@@ -272,20 +277,6 @@ fn a_gauge_that_is_not_set_again_is_zero() {
     let page = text(&metrics, Format::Text);
     assert!(page.contains(&format!("occt_operations_in_flight{labels} 0\n")));
     assert!(page.contains(&format!("occt_operation_oldest_seconds{labels} 0\n")));
-}
-
-#[test]
-fn names_are_made_valid() {
-    assert_eq!(family_name("1 bad-name", Kind::Counter), "_1_bad_name_total");
-    assert_eq!(family_name("", Kind::Gauge), "_");
-    assert_eq!(label_name("a:b"), "a_b");
-    assert_eq!(label_name("le"), "le_");
-    assert_eq!(cut("é".repeat(100)).len(), LABEL_VALUE_BYTES);
-}
-
-#[test]
-fn own_usage_is_read() {
-    assert!(OwnUsage::now().resident_bytes > 0);
 }
 
 proptest! {

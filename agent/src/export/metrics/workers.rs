@@ -7,7 +7,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use super::families::{self, Family};
-use super::{Labels, Metrics, Series, lock, tidy};
+use super::labels::{Labels, tidy};
+use super::series::Series;
+use super::{Metrics, lock};
 use crate::ending::{End, OutOfMemory, signal_name};
 use crate::flow::Step;
 use crate::operation::Worker;
