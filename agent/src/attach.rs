@@ -230,6 +230,14 @@ pub struct Attacher {
     looks: u64,
 }
 
+impl Drop for Attacher {
+    fn drop(&mut self) {
+        closing::close_together(
+            self.files.values_mut().flat_map(|file| std::mem::take(&mut file.links)).collect(),
+        );
+    }
+}
+
 impl Attacher {
     /// An empty table. `tls`: files with TLS functions are of interest, whoever maps them.
     #[must_use]

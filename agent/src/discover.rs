@@ -17,7 +17,7 @@ use procfs::process::{MMPermissions, MMapPath, Process};
 
 use crate::job::ENVIRON_BYTES;
 
-pub use self::container::{Containers, command_of, container_of};
+pub use self::container::{Containers, command_of, container_of, has_no_command_yet};
 pub use self::mappings::{FileId, Mapping, Mappings, MappingsError, Step};
 
 /// Why a mapped file cannot be looked at.

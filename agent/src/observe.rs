@@ -551,9 +551,16 @@ impl Observer {
             say(Observation::Ready(Duration::from_nanos(now.saturating_sub(executed))));
         }
         let program = self.workers.program_of(pid);
+        // Asked first: what it works on is there with its command.
+        let begins = gone.is_none() && discover::has_no_command_yet(&self.proc, pid);
         let worker = self.worker(process, program, self.attacher.versions_of(pid), executed);
         let live = self.workers.enter(worker, executed.unwrap_or(now));
-        say(Observation::Started(Arc::clone(&live.worker)));
+        if begins {
+            // It is told when its exec is over.
+            live.announced = false;
+        } else {
+            say(Observation::Started(Arc::clone(&live.worker)));
+        }
         self.written.hold(pid, executed);
         for mapping in self.workers.runtimes_of(pid) {
             self.hold(&mapping, say);
@@ -711,6 +718,7 @@ impl Observer {
         match self.workers.get_mut(process.pid) {
             Some(live) if live.execs == 0 => {
                 live.executed(at_ns);
+                let begun = (!live.announced).then(|| Arc::clone(&live.worker));
                 // The kernel side has taken it for the old one.
                 let _ = self.kernel.add_worker(process);
                 if let Some(life) =
@@ -718,6 +726,9 @@ impl Observer {
                 {
                     self.kernel.remove_worker(process.pid);
                     self.late.push(life);
+                }
+                if let Some(begun) = begun {
+                    self.begun(&begun, at_ns, say);
                 }
                 return;
             }
@@ -730,6 +741,16 @@ impl Observer {
         }
         // Mappings of its new program can have been reported before.
         self.scan(Some(&[process.pid]), say);
+    }
+
+    /// Tells of a worker that was recognised before its exec was over.
+    fn begun(&mut self, known: &Worker, at_ns: u64, say: &mut dyn FnMut(Observation)) {
+        let versions = Versions { freecad: known.freecad_version.clone(), occt: known.occt_version.clone() };
+        let worker = self.worker(known.process, Some(known.program.clone()), versions, Some(at_ns));
+        if let Some(live) = self.workers.get_mut(known.process.pid) {
+            live.worker = Arc::new(worker);
+            announce(live, say);
+        }
     }
 
     /// The worker that did an operation; one that was not recognised in time is made from what is known.

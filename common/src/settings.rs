@@ -169,7 +169,7 @@ pub enum Counter {
     Abandoned = 9,
     /// Operations whose record did not fit a map and went without their values.
     NoCapture = 10,
-    /// Entries made in the map of counts; none was, and nobody has to look into it.
+    /// Entries made in the map of counts, a few twice where CPUs race; while it stays, a map that was empty is empty.
     AggregateMade = 11,
 }
 

@@ -59,6 +59,14 @@ impl Running {
         self.0.id()
     }
 
+    /// A process that only takes time.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn busy() -> Result<Self> {
+        Ok(Self(Command::new("sh").args(["-c", "while :; do :; done"]).stdin(Stdio::null()).spawn()?))
+    }
+
     /// Asks it to end and waits.
     ///
     /// # Errors

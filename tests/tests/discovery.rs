@@ -77,7 +77,7 @@ fn a_worker_from_files_never_seen_is_observed_from_its_first_operation() -> Resu
 #[test]
 fn of_files_never_seen_nothing_is_missed_once_their_probes_are_told_to_be_in_place() -> Result<()> {
     let _node = require_root()?;
-    let _busy = [busy()?, busy()?];
+    let _busy = [Running::busy()?, Running::busy()?];
     for round in 0..3 {
         let folder = scratch()?;
         let (program, libraries) = copy(folder.path())?;
@@ -114,11 +114,6 @@ fn of_files_never_seen_nothing_is_missed_once_their_probes_are_told_to_be_in_pla
         check_copy(&program, &libraries)?;
     }
     Ok(())
-}
-
-/// A process that only takes time.
-fn busy() -> Result<Running> {
-    Ok(Running(Command::new("sh").args(["-c", "while :; do :; done"]).stdin(Stdio::null()).spawn()?))
 }
 
 #[test]

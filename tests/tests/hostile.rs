@@ -3,6 +3,8 @@
 
 #![allow(clippy::indexing_slicing, reason = "of a file that is there: out of bounds is a failed test")]
 
+#[path = "hostile/begun.rs"]
+mod begun;
 #[path = "hostile/debugged.rs"]
 mod debugged;
 #[path = "hostile/elf.rs"]
@@ -128,9 +130,23 @@ impl Watched {
         Ok(self.agent.metrics()?.sum(CALLS, &[]))
     }
 
+    /// Calls seen so far, once those of workers before have all been told: three readings in a row are the same.
+    fn settled(&self) -> Result<f64> {
+        let (mut last, mut same) = (self.calls()?, 0);
+        let until = Instant::now() + LIMIT;
+        while same < 2 {
+            ensure!(Instant::now() < until, "calls go on, {last} so far");
+            std::thread::sleep(Duration::from_millis(400));
+            let now = self.calls()?;
+            same = if now == last { same + 1 } else { 0 };
+            last = now;
+        }
+        Ok(last)
+    }
+
     /// Calls that are seen of what `job` does, once they are `expected` or a while is over.
     fn seen_of<T>(&self, expected: f64, job: impl FnOnce() -> Result<T>) -> Result<(f64, T)> {
-        let before = self.calls()?;
+        let before = self.settled()?;
         let done = job()?;
         let after =
             self.agent.metrics_when(Duration::from_secs(20), |m| m.sum(CALLS, &[]) >= before + expected)?;

@@ -14,6 +14,8 @@ use crate::kernel::Link;
 
 /// Of the thread that closes: it does nothing else.
 const STACK_BYTES: usize = 64 << 10;
+/// Threads that close links beside this one when all are given up.
+const CLOSERS: usize = 31;
 /// How often is looked whether a file's probes are gone.
 const LOOK: Duration = Duration::from_millis(1);
 
@@ -67,6 +69,28 @@ impl Closing {
     }
 }
 
+/// Closes links that are all given up, together: each waits for the kernel, and they wait for the same.
+pub(super) fn close_together(links: Vec<Link>) {
+    let beside = CLOSERS.min(links.len().saturating_sub(1));
+    let links = Mutex::new(links.into_iter());
+    let close = || {
+        // A statement of its own: the lock is not held while a link closes.
+        loop {
+            let link = links.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let Some(link) = link else { break };
+            drop(link);
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..beside {
+            let closer = std::thread::Builder::new().name("close links".to_owned()).stack_size(STACK_BYTES);
+            // Those that do not start leave more to the others.
+            let _ = closer.spawn_scoped(scope, close);
+        }
+        close();
+    });
+}
+
 impl Drop for Over {
     fn drop(&mut self) {
         self.links.drain(..).for_each(drop);
@@ -102,6 +126,18 @@ mod tests {
         // The end of the pipe is seen only when its other end has been closed.
         assert_eq!(reader.read(&mut [0]).unwrap(), 0);
         assert!(closing.wait(file(1), SOON) && closing.is_over());
+    }
+
+    #[test]
+    fn links_that_are_given_up_together_are_all_closed() {
+        for count in [0, 1, 2, 100] {
+            let pipes: Vec<_> = (0..count).map(|_| std::io::pipe().unwrap()).collect();
+            let (readers, writers): (Vec<_>, Vec<_>) = pipes.into_iter().unzip();
+            close_together(writers.into_iter().map(|writer| Link::Multi(OwnedFd::from(writer))).collect());
+            for mut reader in readers {
+                assert_eq!(reader.read(&mut [0]).unwrap(), 0);
+            }
+        }
     }
 
     #[test]

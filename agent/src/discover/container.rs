@@ -92,6 +92,13 @@ fn cgroup_of(proc: &Path, pid: u32) -> Option<Container> {
     Container::from_cgroups(&std::fs::read_to_string(proc.join(pid.to_string()).join("cgroup")).ok()?)
 }
 
+/// Whether a process is in the middle of an exec, which maps its program before it has a command and an environment. What is
+/// dead, or has emptied its command, has none either.
+#[must_use]
+pub fn has_no_command_yet(proc: &Path, pid: u32) -> bool {
+    std::fs::read(proc.join(pid.to_string()).join("cmdline")).is_ok_and(|bytes| bytes.is_empty())
+}
+
 /// The command line of a process; empty if it is gone.
 #[must_use]
 pub fn command_of(proc: &Path, pid: u32) -> Vec<String> {

@@ -115,6 +115,11 @@ impl Image {
         self.stubs.get(&stub).is_none_or(|name| WORDS.iter().any(|word| name.contains(word)))
     }
 
+    /// Whether the function that a stub stands for ends a program that has overwritten its stack.
+    pub fn guards_the_stack(&self, stub: u64) -> bool {
+        self.stubs.get(&stub).is_some_and(|name| name.contains("__stack_chk_fail"))
+    }
+
     /// Whether an address in memory is code of the file.
     pub fn is_code(&self, address: u64) -> bool {
         let vaddr = address.wrapping_sub(BASE);

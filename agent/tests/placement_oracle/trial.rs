@@ -204,6 +204,8 @@ impl<'a> Oracle<'a> {
             if self.image.is_code(after.rip) {
                 let callee = after.rip - BASE;
                 match self.leads_to_stub(callee) {
+                    // Made-up memory leads writes anywhere.
+                    Some(stub) if self.image.guards_the_stack(stub) => return Some(Ok(Ended::Unfinished)),
                     Some(stub) if self.image.may_not_return(stub) => return Some(Ok(Ended::Unwound)),
                     Some(_) => {}
                     None => match self.returns.get(&callee) {
@@ -212,6 +214,8 @@ impl<'a> Oracle<'a> {
                         Some(true) => {}
                     },
                 }
+            } else if self.image.guards_the_stack(after.rip) {
+                return Some(Ok(Ended::Unfinished));
             } else if (STUBS..SENTINEL).contains(&after.rip) && self.image.may_not_return(after.rip) {
                 return Some(Ok(Ended::Unwound));
             }

@@ -38,7 +38,7 @@ fn a_worker_under_valgrind_does_as_if_nobody_watched() -> Result<()> {
         // Somebody else's probes go with it, and come back.
         let other = watched.waiting(&[], &["30"])?;
         watched.agent.learn(&["hostile-worker"], || Ok(()))?;
-        let before = (watched.calls()?, missed(&watched.agent)?);
+        let before = (watched.settled()?, missed(&watched.agent)?);
         let worker = watched.waiting(&wrapper, &["40"])?;
         bare(worker.pid, &watched.program)?;
         until("/status says why it has no probes", LIMIT, || {

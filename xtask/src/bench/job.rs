@@ -180,7 +180,7 @@ fn document(pairs: &[Pair], command: &str, what: &str, freecad: &Path) -> Result
     let agent: Vec<f64> = pairs.iter().map(|pair| pair.agent_cpu).collect();
     writeln!(
         text,
-        "\nThe agent itself used {:.3} s of CPU (median) from its start to its end, two jobs and the first attach \
+        "\nThe agent itself used {:.3} s of CPU (median) from its start to its end, both runs and the first attach \
          included.",
         median(&agent).context("no pairs")?
     )?;
