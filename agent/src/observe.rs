@@ -38,6 +38,7 @@ mod observation;
 mod translators;
 
 pub use self::observation::{Observation, ObserveError};
+pub use crate::clock::now_ns;
 
 use self::lives::announce;
 
@@ -490,14 +491,4 @@ impl Observer {
         .map(|(reason, count)| (reason.to_owned(), count))
         .collect()
     }
-}
-
-/// Nanoseconds of CLOCK_MONOTONIC, the clock of all records.
-#[must_use]
-pub fn now_ns() -> u64 {
-    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
-    now.map_or(0, |now| {
-        let seconds = u64::try_from(now.tv_sec()).unwrap_or(0);
-        seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(now.tv_nsec()).unwrap_or(0))
-    })
 }

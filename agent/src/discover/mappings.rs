@@ -11,6 +11,8 @@ use perf_event::data::Record;
 use perf_event::events::Software;
 use perf_event::{Builder, Clock, SampleFlag, Sampler};
 
+use crate::clock::now_ns;
+
 /// Bytes of each CPU's buffer.
 const BUFFER_BYTES: usize = 256 << 10;
 
@@ -56,7 +58,7 @@ pub struct Mapping {
     pub path: String,
 }
 
-/// One step of a process, in the order in which the kernel reports them.
+/// One step of a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     /// It executed a program; the mapping of the program's file follows.
@@ -84,9 +86,14 @@ pub enum MappingsError {
     Enable(std::io::Error),
 }
 
+/// How often the buffers are looked at for what must come before what has been taken, before that is told all the same.
+const LOOKS: u32 = 4;
+
 /// The stream, one buffer a CPU.
 pub struct Mappings {
     samplers: Vec<Sampler>,
+    /// Taken from the buffers and not yet told, with their times.
+    taken: Vec<(u64, Step)>,
     lost: u64,
 }
 
@@ -101,7 +108,7 @@ impl Mappings {
             let opened = event(cpu).build().and_then(|counter| counter.sampled(BUFFER_BYTES));
             samplers.push(opened.map_err(|source| MappingsError::Open { cpu, source })?);
         }
-        Ok(Self { samplers, lost: 0 })
+        Ok(Self { samplers, taken: Vec::new(), lost: 0 })
     }
 
     /// Whether the stream could be opened, by a trial on one CPU.
@@ -132,15 +139,31 @@ impl Mappings {
         self.lost
     }
 
-    /// Takes what is there.
+    /// Tells what is there, in the order of its times: a process that goes from one CPU to another has steps in the buffers
+    /// of both.
     pub fn drain(&mut self, mut take: impl FnMut(Step)) {
+        for look in 1..=LOOKS {
+            let begin_ns = if look < LOOKS { now_ns() } else { u64::MAX };
+            self.read();
+            // What has come since may have forerunners in a buffer that was looked at before.
+            due(&mut self.taken, begin_ns).for_each(&mut take);
+            if self.taken.is_empty() {
+                return;
+            }
+        }
+    }
+
+    /// Takes what is in the buffers.
+    fn read(&mut self) {
         for sampler in &mut self.samplers {
             while let Some(record) = sampler.next_record() {
                 let executed = record.misc() & COMM_EXEC != 0;
                 let at_ns =
                     record.to_contiguous().last_chunk().map_or(u64::MAX, |time| u64::from_ne_bytes(*time));
                 match record.parse_record() {
-                    Ok(Record::Comm(named)) if executed => take(Step::Executed { pid: named.pid }),
+                    Ok(Record::Comm(named)) if executed => {
+                        self.taken.push((at_ns, Step::Executed { pid: named.pid }));
+                    }
                     Ok(Record::Mmap2(mapped)) => {
                         let (Some(major), Some(minor), Some(inode)) =
                             (mapped.maj(), mapped.min(), mapped.ino())
@@ -159,7 +182,7 @@ impl Mappings {
                             offset: mapped.pgoff,
                             path: String::from_utf8_lossy(&mapped.filename).trim_end_matches('\0').to_owned(),
                         };
-                        take(Step::Mapped(mapping, at_ns));
+                        self.taken.push((at_ns, Step::Mapped(mapping, at_ns)));
                     }
                     Ok(Record::Lost(lost)) => self.lost = self.lost.saturating_add(lost.lost),
                     Ok(_) => {}
@@ -168,6 +191,13 @@ impl Mappings {
             }
         }
     }
+}
+
+/// Takes those that are not later than this, from the earliest.
+fn due(taken: &mut Vec<(u64, Step)>, until_ns: u64) -> impl Iterator<Item = Step> {
+    taken.sort_by_key(|(at_ns, _)| *at_ns);
+    let count = taken.partition_point(|(at_ns, _)| *at_ns <= until_ns);
+    taken.drain(..count).map(|(_, step)| step)
 }
 
 /// The mapping events of all processes on one CPU, not enabled.
@@ -210,5 +240,16 @@ mod tests {
         assert_eq!(parse_cpu_list("0\n"), [0]);
         assert!(parse_cpu_list("").is_empty());
         assert!(parse_cpu_list("x-y").is_empty());
+    }
+
+    #[test]
+    fn steps_of_several_cpus_are_told_in_the_order_of_their_times() {
+        let step = |pid| Step::Executed { pid };
+        // Of one CPU, then of another.
+        let mut taken = vec![(20, step(2)), (40, step(4)), (10, step(1)), (20, step(3)), (50, step(5))];
+        assert_eq!(due(&mut taken, 30).collect::<Vec<_>>(), [step(1), step(2), step(3)]);
+        taken.push((30, step(6)));
+        assert_eq!(due(&mut taken, u64::MAX).collect::<Vec<_>>(), [step(6), step(4), step(5)]);
+        assert!(taken.is_empty());
     }
 }

@@ -36,12 +36,15 @@ impl Observer {
                 self.written.release(pid);
                 return;
             }
-        } else if let Some(executed) = executed {
-            say(Observation::Ready(Duration::from_nanos(now.saturating_sub(executed))));
         }
         let program = self.workers.program_of(pid);
-        // Asked first: what it works on is there with its command.
+        // Asked first: what it works on is there with its command. The program that was executed before, by a process which
+        // had its id perhaps, is none of its own then.
         let begins = gone.is_none() && discover::has_no_command_yet(&self.proc, pid);
+        let executed = executed.filter(|_| !begins);
+        if let (Some(executed), None) = (executed, &gone) {
+            say(Observation::Ready(Duration::from_nanos(now.saturating_sub(executed))));
+        }
         let worker = self.worker(process, program, self.attacher.versions_of(pid), executed);
         let live = self.workers.enter(worker, executed.unwrap_or(now));
         if begins {

@@ -88,6 +88,32 @@ fn a_worker_that_was_under_valgrind_before_the_agent_came_does_as_if_nobody_watc
     Ok(())
 }
 
+/// The kernel tells of each processor's processes apart.
+#[test]
+fn what_a_worker_under_valgrind_was_before_on_another_processor_is_not_taken_for_what_it_is() -> Result<()> {
+    let _node = require_root()?;
+    let watched = Watched::start(&[], &[])?;
+    let valgrind = valgrind("none")?.join(" ");
+    let script = format!("taskset -p -c 0 $$ > /dev/null && exec {valgrind} \"$0\" \"$@\"");
+    let last = std::thread::available_parallelism()?.get() - 1;
+    // Has the file probed.
+    let other = watched.waiting(&[], &["30"])?;
+    watched.agent.learn(&["hostile-worker"], || Ok(()))?;
+    let worker = behind_its_back(&watched.agent, || {
+        watched.waiting(&["taskset", "-c", &last.to_string(), "sh", "-c", &script], &["40"])
+    })?;
+    bare(worker.pid, &watched.program)?;
+    // And stays so.
+    std::thread::sleep(Duration::from_secs(2));
+    let name = watched.program.to_string_lossy();
+    ensure!(altered_text(worker.pid)?.iter().all(|place| !place.contains(&*name)), "probed again");
+    let ended = worker.end()?;
+    ensure!((ended.code, ended.stdout.as_str()) == (0, "820"), "{ended:?}");
+    watched.agent.learn(&["hostile-worker"], || Ok(()))?;
+    drop(other);
+    watched.is_well()
+}
+
 /// What the agent keeps from it: that these tests could fail.
 #[test]
 fn a_worker_under_valgrind_ends_at_a_probe_if_the_agent_is_told_not_to_give_way() -> Result<()> {
