@@ -1,6 +1,6 @@
 """Runs FreeCAD's own tests, and says in the file that CADSCOPE_PARTS names what CPU time each part of them took.
 
-A part is a test, or one of the thousand files that a test parses.
+A part is a test, or one of the thousand files that one of them parses.
 """
 
 import ast
