@@ -20,6 +20,9 @@
 mod aggregate;
 mod call;
 mod emit;
+mod fetch;
+mod frames;
+mod hit;
 mod machine;
 mod maps;
 mod memory;

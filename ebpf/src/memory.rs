@@ -18,7 +18,7 @@ use cadscope_common::{
 };
 
 use crate::{
-    call::{ids, now_ns},
+    hit::{ids, now_ns},
     emit,
     maps::{CPU_OFFSETS, CPU_SHARE, Lowest, RESIDENT, setting},
     task::{current_task, current_u64, kernel, key_of},

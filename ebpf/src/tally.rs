@@ -10,7 +10,7 @@ use cadscope_common::{
 };
 
 use crate::{
-    call::{cookie_of, ids},
+    hit::{cookie_of, ids},
     maps::{PROBES, TALLIES, THREADS},
     stack,
 };

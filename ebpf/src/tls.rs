@@ -18,7 +18,7 @@ use cadscope_common::{
 };
 
 use crate::{
-    call::{cookie_of, ids, now_ns, slot_of},
+    hit::{cookie_of, ids, now_ns, slot_of},
     emit,
     machine::{argument, returned},
     maps::{CONNECTIONS, READINGS, ZERO_CONNECTION, count},

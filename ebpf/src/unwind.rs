@@ -12,7 +12,8 @@ use cadscope_common::{
 };
 
 use crate::{
-    call::{Ending, Left, STACK_SPAN, close_left, cookie_of, ids, now_ns, slot_of},
+    frames::{Ending, Left, STACK_SPAN, close_left},
+    hit::{cookie_of, ids, now_ns, slot_of},
     emit,
     machine::{ENDS_THREADS_BY_JUMP, argument, jump_target},
     maps::THREADS,

@@ -261,7 +261,7 @@ fn main() -> ExitCode {
         Task::Setup { check: true, purpose } => setup::check(purpose),
         Task::Setup { check: false, purpose } => setup::install(purpose),
         Task::Build { release } => build::build(build::Profile::named(release)).map(drop),
-        Task::Builds { names } => builds::make(&names),
+        Task::Builds { names } => setup::install(Purpose::Test).and_then(|()| builds::make(&names)),
         Task::Docs => docs::write(),
         Task::Book => docs::book(),
         Task::Image { machine } => image::image(machine).map(drop),

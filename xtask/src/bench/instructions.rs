@@ -9,12 +9,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use super::job::suite_scripts;
+use super::parts::{Parts, costs};
 use super::{binary, machine, write_page};
 use crate::builds;
 use crate::places::{freecadcmd, job_script, repository};
 use crate::setup::{self, Purpose};
 use crate::statistics::median;
-use crate::vm::guest::{Cgroups, Clock, Step, boot};
+use crate::vm::guest::{Cgroups, Clock, Outcome, Step, boot};
 use crate::vm::kernel::KERNELS;
 
 /// The kernel of the guest.
@@ -50,15 +51,21 @@ pub(crate) fn instructions(pairs: &[u32]) -> Result<()> {
     );
     let jobs =
         [("`xtask/demo/job.py`", &job, &job), ("FreeCAD's own tests (`TestApp.All`)", &import, &tests)];
+    let mut by_parts = String::new();
     for ((name, first, script), count) in jobs.into_iter().zip(pairs).filter(|(_, count)| **count > 0) {
-        let said = measure(&agent, &freecad, first, script, *count)?;
+        let Outcome { said, kept, .. } = measure(&agent, &freecad, first, script, *count)?;
         text.push_str(&row(name, &said).with_context(|| format!("the guest said {said:?}"))?);
+        if let Some(costs) = costs(&pairs_of_parts(&kept, *count)?) {
+            let alone = format!("{:.1} million", costs.alone * 1e3);
+            by_parts.push_str(&costs.text(*count as usize, "instructions", &alone));
+        }
     }
+    text.push_str(&by_parts);
     write_page("bench-instructions.md", &text)
 }
 
-/// What a guest says: the version, then the runs.
-fn measure(agent: &Path, freecad: &Path, first: &Path, script: &Path, pairs: u32) -> Result<Vec<String>> {
+/// What a guest says: the version, then the runs; and keeps: side, pair and part of each run.
+fn measure(agent: &Path, freecad: &Path, first: &Path, script: &Path, pairs: u32) -> Result<Outcome> {
     let kernel = KERNELS.iter().find(|kernel| kernel.name == KERNEL).context("no such kernel")?;
     let words = [agent, freecad, first, script].map(|path| path.display().to_string()).join(" ");
     let program = repository()?.join("xtask/bench/guest.py");
@@ -68,7 +75,20 @@ fn measure(agent: &Path, freecad: &Path, first: &Path, script: &Path, pairs: u32
     };
     let outcome = boot(kernel, Cgroups::V2, Clock::Instructions, &[step])?;
     ensure!(outcome.ended == [0], "the guest did not measure: {outcome:?}");
-    Ok(outcome.said)
+    Ok(outcome)
+}
+
+/// The parts of each pair, alone and observed. None, if the job has none.
+fn pairs_of_parts(kept: &[String], pairs: u32) -> Result<Vec<(Parts, Parts)>> {
+    if kept.is_empty() {
+        return Ok(Vec::new());
+    }
+    let of = |side: &str, pair: u32| {
+        let run = format!("{side} {pair} ");
+        let lines: Vec<&str> = kept.iter().filter_map(|line| line.strip_prefix(&run)).collect();
+        Parts::parse(&lines.join("\n")).with_context(|| format!("{side}, pair {pair}"))
+    };
+    (0..pairs).map(|pair| Ok((of("alone", pair)?, of("observed", pair)?))).collect()
 }
 
 /// Nanoseconds of CPU time, each an instruction, and the records if it was observed.
@@ -116,5 +136,14 @@ mod tests {
             "| job | 0.20.2 | 100.0 (100.0 – 100.0) | 101.0 (101.0 – 101.0) | 1.0 | 1.000 | 7 |\n"
         );
         assert_eq!(row("job", &said(&lines[..2])), None);
+    }
+
+    #[test]
+    fn parts_are_those_of_their_run() {
+        let kept = ["alone 0 a b 10", "observed 0 a b 11", "observed 1 a b 13", "alone 1 a b 12"].map(str::to_owned);
+        let found = costs(&pairs_of_parts(&kept, 2).unwrap()).unwrap();
+        assert_eq!((found.parts, found.alone, found.ratio.median), (1, 10e-9, 1.1));
+        assert!(pairs_of_parts(&kept, 3).is_err());
+        assert_eq!(pairs_of_parts(&[], 3).unwrap(), []);
     }
 }

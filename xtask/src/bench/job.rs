@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use super::account::Account;
-use super::parts::{Costs, Parts, costs};
+use super::parts::{Parts, costs};
 use super::{binary, children, machine, write_page};
 use crate::demo;
 use crate::places::{cache, freecadcmd, job_script, repository};
@@ -110,8 +110,9 @@ fn measure(pairs: u32, script: &Path, first: &Path, command: &str, what: &str) -
     agent.stop()?;
     let calls = std::fs::read_to_string(repository()?.join("docs/bench-calls.md"))?;
     let trap = trap_seconds(&calls).context("docs/bench-calls.md has no floor: cargo xtask bench calls")?;
+    // Too short for the machine's other guests to disturb most runs of each.
     if let Some(costs) = costs(&parts) {
-        text.push_str(&by_parts(costs, parts.len()));
+        text.push_str(&costs.text(parts.len(), "CPU time", &format!("{:.2} s", costs.alone)));
     }
     text.push_str(&accounted(account, run.cost, trap));
     write_page(&format!("bench-{command}.md"), &text)
@@ -136,17 +137,6 @@ fn observed(binary: &Path, freecad: &Path, script: &Path, first: &Path) -> Resul
     agent.stop()?;
     let after = children()?;
     Ok((run, after.0 - before.0 + after.1 - before.1))
-}
-
-/// What the parts say, which are too short for the machine's other guests to disturb most runs of each.
-fn by_parts(costs: Costs, pairs: usize) -> String {
-    let Costs { ratio, parts, alone } = costs;
-    format!(
-        "\nBy its parts: the job says what CPU time each of {parts} parts took (a test, a file that is parsed), in all {pairs} \
-         pairs. The lower quartile of\neach, alone and observed, and of their sums ({alone:.2} s alone) the ratio: **{:.4}** \
-         ({:.4} – {:.4}, 95 % bootstrap interval over the pairs).\n",
-        ratio.median, ratio.low, ratio.high
-    )
 }
 
 /// What the kernel takes for a trap, as it was measured last.

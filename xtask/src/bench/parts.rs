@@ -26,6 +26,19 @@ pub(super) struct Costs {
     pub(super) alone: f64,
 }
 
+impl Costs {
+    /// What they say of so many pairs; of what, and how much of it all parts took alone.
+    pub(super) fn text(&self, pairs: usize, what: &str, alone: &str) -> String {
+        let Estimate { median, low, high } = self.ratio;
+        format!(
+            "\nBy its parts: the job says what {what} each of {} parts took (a test, a file that is parsed), in all \
+             {pairs} pairs. The lower quartile of\neach, alone and observed, and of their sums ({alone} alone) the ratio: \
+             **{median:.4}** ({low:.4} – {high:.4}, 95 % bootstrap interval over the pairs).\n",
+            self.parts
+        )
+    }
+}
+
 impl Parts {
     /// What a run has left in a file, lines of a name and nanoseconds.
     pub(super) fn read(file: &Path) -> Result<Self> {
@@ -33,7 +46,8 @@ impl Parts {
         Self::parse(&text).with_context(|| file.display().to_string())
     }
 
-    fn parse(text: &str) -> Result<Self> {
+    /// Lines of a name and nanoseconds.
+    pub(super) fn parse(text: &str) -> Result<Self> {
         let mut parts = Self::default();
         let mut times: BTreeMap<&str, u32> = BTreeMap::new();
         for line in text.lines() {

@@ -53,6 +53,8 @@ pub(crate) struct Outcome {
     pub(crate) ended: Vec<i32>,
     /// What the steps said to whoever booted it, lines that begin with `@@say `.
     pub(crate) said: Vec<String>,
+    /// What they said to it alone, `@@keep `: too much to be printed.
+    pub(crate) kept: Vec<String>,
 }
 
 /// Where a guest for arm64 has this machine's root file system.
@@ -62,6 +64,7 @@ const BEGIN: &str = "@@step ";
 const END: &str = "@@ended ";
 const RELEASE: &str = "@@release ";
 const SAY: &str = "@@say ";
+const KEEP: &str = "@@keep ";
 
 /// Boots, runs the steps, powers off. What the guest says is printed as it comes; one that dies leaves steps without an end.
 pub(crate) fn boot(kernel: &Kernel, cgroups: Cgroups, clock: Clock, steps: &[Step]) -> Result<Outcome> {
@@ -89,6 +92,8 @@ impl Outcome {
             release.clone_into(&mut self.release);
         } else if let Some(status) = line.strip_prefix(END) {
             self.ended.push(status.parse().unwrap_or(-1));
+        } else if let Some(kept) = line.strip_prefix(KEEP) {
+            self.kept.push(kept.to_owned());
         } else if !line.starts_with(BEGIN) {
             self.said.extend(line.strip_prefix(SAY).map(str::to_owned));
             println!("  {line}");
@@ -282,6 +287,7 @@ mod tests {
             "@@step 0\r",
             "words\r",
             "@@say a b\r",
+            "@@keep c\r",
             "@@ended 0\r",
             "@@step 1",
             "@@ended 101",
@@ -289,7 +295,7 @@ mod tests {
             outcome.take(line);
         }
         assert_eq!((outcome.release.as_str(), outcome.ended.as_slice()), ("6.1.0", &[0, 101][..]));
-        assert_eq!(outcome.said, ["a b"]);
+        assert_eq!((outcome.said, outcome.kept), (vec!["a b".to_owned()], vec!["c".to_owned()]));
     }
 
     #[test]
