@@ -140,7 +140,8 @@ mod tests {
 
     #[test]
     fn parts_are_those_of_their_run() {
-        let kept = ["alone 0 a b 10", "observed 0 a b 11", "observed 1 a b 13", "alone 1 a b 12"].map(str::to_owned);
+        let kept =
+            ["alone 0 a b 10", "observed 0 a b 11", "observed 1 a b 13", "alone 1 a b 12"].map(str::to_owned);
         let found = costs(&pairs_of_parts(&kept, 2).unwrap()).unwrap();
         assert_eq!((found.parts, found.alone, found.ratio.median), (1, 10e-9, 1.1));
         assert!(pairs_of_parts(&kept, 3).is_err());
