@@ -86,8 +86,8 @@ fn compiled_elsewhere() -> Option<PathBuf> {
 }
 
 /// The sources of all programs of one file.
-pub const PROGRAMS: [&str; 4] =
-    ["hostile/hostile.cpp", "hostile/same_pid.cpp", "memory/memory.cpp", "sleep/sleep.cpp"];
+pub const PROGRAMS: [&str; 5] =
+    ["hostile/hostile.cpp", "hostile/same_pid.cpp", "hot/hot.cpp", "memory/memory.cpp", "sleep/sleep.cpp"];
 
 /// Builds a program of one file of `tests/`, or finds it built from the same source; its exported functions keep their names.
 ///

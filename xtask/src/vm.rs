@@ -51,7 +51,7 @@ enum Tried {
     EachCgroup,
 }
 
-const CLAIMS: [Claim; 9] = [
+const CLAIMS: [Claim; 14] = [
     Claim {
         says: "Every program loads and probes are placed as the kernel can; one that is too old is refused by name",
         test: "kernels",
@@ -125,6 +125,46 @@ const CLAIMS: [Claim; 9] = [
         short: None,
         long: "",
         tried: Tried::Once,
+    },
+    Claim {
+        says: "Workers under valgrind, memcheck and callgrind print and end as unwatched; others of their file are counted",
+        test: "hostile",
+        filter: "under_valgrind",
+        short: None,
+        long: "",
+        tried: Tried::EachWay,
+    },
+    Claim {
+        says: "Workers that unwind, lie about their stack, throw without end, are debugged or confined do as unwatched",
+        test: "hostile",
+        filter: "a_worker_that_unwinds a_worker_under_seccomp a_worker_under_a_debugger",
+        short: None,
+        long: "",
+        tried: Tried::EachWay,
+    },
+    Claim {
+        says: "Workers that follow each other under one process id are told apart",
+        test: "hostile",
+        filter: "under_one_process_id",
+        short: None,
+        long: "",
+        tried: Tried::Once,
+    },
+    Claim {
+        says: "Frames or a map of the kernel side are full, or the agent stands still: counted + lost = made",
+        test: "faults",
+        filter: "counted_as_lost stopped_and_continued",
+        short: None,
+        long: "",
+        tried: Tried::EachWay,
+    },
+    Claim {
+        says: "An agent killed for memory, or killed and restarted under load, leaves nothing behind and harms no worker",
+        test: "faults",
+        filter: "killed_for_memory come_and_go_under_load",
+        short: None,
+        long: "",
+        tried: Tried::EachWay,
     },
 ];
 
@@ -444,11 +484,19 @@ mod tests {
     #[test]
     fn each_claim_names_a_test() {
         for claim in CLAIMS {
-            let file = format!("{}/../tests/tests/{}.rs", env!("CARGO_MANIFEST_DIR"), claim.test);
-            let tests = fs::read_to_string(&file).unwrap();
-            let wanted = claim.filter.split(' ').next().unwrap_or_default();
-            let named = tests.lines().any(|line| line.starts_with("fn ") && line.contains(wanted));
-            assert!(named, "no test of {} is named `{wanted}`: a guest would run none, and pass", claim.test);
+            let folder = format!("{}/../tests/tests/{}", env!("CARGO_MANIFEST_DIR"), claim.test);
+            let mut tests = fs::read_to_string(format!("{folder}.rs")).unwrap();
+            for module in fs::read_dir(&folder).into_iter().flatten() {
+                tests += &fs::read_to_string(module.unwrap().path()).unwrap();
+            }
+            for wanted in claim.filter.split(' ').filter(|word| !word.starts_with("--")) {
+                let named = tests.lines().any(|line| line.starts_with("fn ") && line.contains(wanted));
+                assert!(
+                    named,
+                    "no test of {} is named `{wanted}`: a guest would run none, and pass",
+                    claim.test
+                );
+            }
         }
     }
 
