@@ -7,9 +7,10 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::{Duration, SystemTime};
 
 use crate::attach::TrackedFile;
+use crate::clock::now_ns;
 use crate::discover;
 use crate::ending::{End, signal_name};
-use crate::observe::{Observation, Observer, now_ns};
+use crate::observe::{Observation, Observer};
 use crate::operation::{Operation, Outcome, Worker};
 use crate::python::Source;
 

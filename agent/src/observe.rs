@@ -15,6 +15,7 @@ use crate::ai::Providers;
 use crate::attach::{Attacher, FileError, Seen};
 use crate::budget::{Budget, Limits};
 use crate::catalog::{Catalog, Probe};
+use crate::clock::now_ns;
 use crate::config::SourceOptions;
 use crate::counted::Counted;
 use crate::discover::{self, Containers, FileId, Mappings, Step};
@@ -38,7 +39,6 @@ mod observation;
 mod translators;
 
 pub use self::observation::{Observation, ObserveError};
-pub use crate::clock::now_ns;
 
 use self::lives::announce;
 

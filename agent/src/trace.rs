@@ -15,9 +15,10 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use nix::sys::signal::{SigSet, Signal};
 
+use crate::clock::now_ns;
 use crate::config::{Target, TraceConfig, TraceFormat};
 use crate::discover::{self, Mappings};
-use crate::observe::{Observation, Observer, ObserverOptions, now_ns};
+use crate::observe::{Observation, Observer, ObserverOptions};
 use crate::operation::{Operation, Worker};
 use crate::view::{Exit, Skipped, TraceReport, WorkerReport, json, page, perfetto, tree};
 use crate::workers::Late;

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use tracing::{debug, info, warn};
 
+use crate::clock::now_ns;
 use crate::discover;
 use crate::ending::{End, How, Limit, OutOfMemory, signal_name};
 use crate::export::http::OomStatus;
@@ -15,7 +16,7 @@ use crate::export::traces::Traces;
 use crate::flow::Flows;
 use crate::group::Groups;
 use crate::live::{Recent, Snapshot};
-use crate::observe::{Observation, Observer, now_ns};
+use crate::observe::{Observation, Observer};
 use crate::operation::{Operation, Worker};
 use crate::rollup::Rollups;
 use crate::usage::Usages;

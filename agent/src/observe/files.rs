@@ -1,11 +1,12 @@
 //! Turns mappings into files that are looked at and have their probes, or are told as missed.
 
 use crate::attach::{FileError, Placed, Seen};
+use crate::clock::now_ns;
 use crate::discover::{self, Mapping};
 use crate::identify;
 use crate::workers::Late;
 
-use super::{Observation, Observer, now_ns};
+use super::{Observation, Observer};
 
 /// How many reviews a process whose file could not be looked at gets another look: ten minutes of them.
 pub(super) const LOOKS_AGAIN: u8 = 60;

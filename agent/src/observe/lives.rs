@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use cadscope_common::record::{Life, ProcessKey};
 
+use crate::clock::now_ns;
 use crate::discover;
 use crate::ending::{End, How};
 use crate::flow_type;
@@ -13,7 +14,7 @@ use crate::operation::Worker;
 use crate::plan::Versions;
 use crate::workers::Live;
 
-use super::{Observation, Observer, now_ns};
+use super::{Observation, Observer};
 
 impl Observer {
     /// Makes a process a worker, with everything it maps already; also one that is gone by now.

@@ -4,8 +4,9 @@
 //! function is called for the first time.
 
 use super::files::LOOKS_AGAIN;
-use super::{Observation, Observer, now_ns};
+use super::{Observation, Observer};
 use crate::attach::{FileError, Seen};
+use crate::clock::now_ns;
 use crate::discover::{self, Mapping};
 
 impl Observer {

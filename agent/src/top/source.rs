@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use nix::sys::signal::{SigSet, Signal};
 
+use crate::clock::now_ns;
 use crate::config::{TopConfig, TopSource};
 use crate::discover::{self, Mappings};
 use crate::live::{Recent, Snapshot};
-use crate::observe::{Observer, ObserverOptions, now_ns};
+use crate::observe::{Observer, ObserverOptions};
 
 use super::connection::{Stream, Way};
 
