@@ -22,14 +22,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use aya::maps::{Array, HashMap, Map, PerCpuArray, PerCpuHashMap, RingBuf};
-use aya::programs::{ProgramError, RawTracePoint, UProbe};
-use aya::{Ebpf, EbpfLoader, RawTracePointRunOptions, TestRun as _};
+use aya::programs::{FEntry, FExit, ProgramError, RawTracePoint, UProbe};
+use aya::{Btf, Ebpf, EbpfLoader, Endianness, RawTracePointRunOptions, TestRun as _};
 use cadscope_common::aggregate::{Aggregate, AggregateKey};
 use cadscope_common::cookie::{Cookie, Edge};
 use cadscope_common::open::{Capture, Thread};
 use cadscope_common::probe::{ProbeProgram, TallyKey, flags};
 use cadscope_common::record::{Life, Operation, ProcessKey};
 use cadscope_common::settings::{COUNTERS, Counter, MAX_COUNTED_CPUS, Settings};
+use tracing::warn;
 
 use self::offsets::OffsetError;
 use self::perf_uprobe::PerfProbes;
@@ -235,7 +236,8 @@ impl Kernel {
         };
         let mut kernel = Self { ebpf, mode, multi: kernel_multi, sys: sys.to_owned(), empty_at: None };
         kernel.locate_cpus(&cpus)?;
-        kernel.attach_tracepoints(facts.has_cheap_mmap_lock)?;
+        kernel.attach_tracepoints()?;
+        kernel.attach_to_memory(facts.has_cheap_mmap_lock)?;
         Ok(kernel)
     }
 
@@ -253,8 +255,7 @@ impl Kernel {
         Ok(())
     }
 
-    fn attach_tracepoints(&mut self, cheap_mmap_lock: bool) -> Result<(), KernelError> {
-        let memory = cheap_mmap_lock.then_some(("memory_changing", "mmap_lock_start_locking"));
+    fn attach_tracepoints(&mut self) -> Result<(), KernelError> {
         for (name, tracepoint) in [
             ("process_forked", "sched_process_fork"),
             ("process_executed", "sched_process_exec"),
@@ -262,15 +263,41 @@ impl Kernel {
             ("signal_sent", "signal_generate"),
             ("signal_delivered", "signal_deliver"),
             ("victim_marked", "mark_victim"),
-        ]
-        .into_iter()
-        .chain(memory)
-        {
-            let program: &mut RawTracePoint = program_of(&mut self.ebpf, name)?;
-            program.load().map_err(|error| refused(name, &error))?;
-            program.attach(tracepoint).map_err(|error| refused(name, &error))?;
+        ] {
+            self.attach_tracepoint(name, tracepoint)?;
         }
         Ok(())
+    }
+
+    fn attach_tracepoint(&mut self, name: &'static str, tracepoint: &str) -> Result<(), KernelError> {
+        let program: &mut RawTracePoint = program_of(&mut self.ebpf, name)?;
+        program.load().map_err(|error| refused(name, &error))?;
+        program.attach(tracepoint).map(drop).map_err(|error| refused(name, &error))
+    }
+
+    /// Lets what a process holds be seen before it gives some back.
+    fn attach_to_memory(&mut self, cheap_mmap_lock: bool) -> Result<(), KernelError> {
+        if cheap_mmap_lock {
+            return self.attach_tracepoint("memory_changing", "mmap_lock_start_locking");
+        }
+        // A kernel need not be traceable by function; all else is seen without.
+        if let Err(error) = self.attach_to_unmapping() {
+            warn!("memory that an operation gives back before it ends is not seen on this kernel: {error}");
+        }
+        Ok(())
+    }
+
+    fn attach_to_unmapping(&mut self) -> Result<(), KernelError> {
+        const FUNCTION: &str = "unmap_vmas";
+        let (before, after) = ("memory_unmapping", "memory_unmapped");
+        let types = Btf::parse_file(self.sys.join(KERNEL_BTF), Endianness::default());
+        let types = types.map_err(|error| refused(before, &ProgramError::Btf(error)))?;
+        let program: &mut FEntry = program_of(&mut self.ebpf, before)?;
+        let attached = program.load(FUNCTION, &types).and_then(|()| program.attach().map(drop));
+        attached.map_err(|error| refused(before, &error))?;
+        let program: &mut FExit = program_of(&mut self.ebpf, after)?;
+        let attached = program.load(FUNCTION, &types).and_then(|()| program.attach().map(drop));
+        attached.map_err(|error| refused(after, &error))
     }
 
     /// How probes are placed on this kernel.

@@ -7,7 +7,7 @@
 //! | [`unwind`] | `exception_caught`, `jumped`: frames left without a return |
 //! | [`process`] | `process_forked`, `process_executed`, `thread_exited`, `signal_sent`, `signal_delivered` |
 //! | [`tls`] | `tls_write`, `tls_read`, `tls_read_end`, `tls_free`: loaded only if they are asked for |
-//! | [`memory`] | `memory_changing`, `victim_marked`; `cpu_located`, run once on each CPU |
+//! | [`memory`] | `memory_changing`, or `memory_unmapping` and `memory_unmapped`; `victim_marked`; `cpu_located`, run once on each CPU |
 //!
 //! uprobe programs can sleep, or be preempted by another task that hits a probe on the same CPU, so nothing is kept in
 //! per-CPU scratch memory, nor in a stack that the kernel gives a CPU ([`stack`]): what a call needs lives in map values

@@ -1,15 +1,16 @@
 //! Turns the kernel's counters of a process's pages into the memory that an operation needed.
 //!
 //! Resident pages are read at both ends of a call. In between they can rise and fall: before a process gives memory
-//! back it takes its mm's lock, and if it has grown since it last did so, what it holds then is sent. The counters are
-//! per CPU since Linux 6.2; the shares of the CPUs are added where they are few.
+//! back it takes its mm's lock, and if it has grown since it last did so, what it holds then is sent. Where that lock's
+//! tracepoint is dear (before Linux 6.14), it is the function that unmaps which is observed. The counters are per CPU
+//! since Linux 6.2; the shares of the CPUs are added where they are few.
 
 use core::mem::MaybeUninit;
 
 use aya_ebpf::{
     helpers::generated::{bpf_get_smp_processor_id, bpf_probe_read_kernel},
-    macros::raw_tracepoint,
-    programs::RawTracePointContext,
+    macros::{fentry, fexit, raw_tracepoint},
+    programs::{FEntryContext, FExitContext, RawTracePointContext},
 };
 use cadscope_common::{
     open::{SeenMemory, Thread},
@@ -18,8 +19,8 @@ use cadscope_common::{
 };
 
 use crate::{
-    hit::{ids, now_ns},
     emit,
+    hit::{ids, now_ns},
     maps::{CPU_OFFSETS, CPU_SHARE, Lowest, RESIDENT, setting},
     task::{current_task, current_u64, kernel, key_of},
 };
@@ -162,24 +163,53 @@ pub fn cpu_located(_ctx: RawTracePointContext) -> i32 {
 
 #[raw_tracepoint(tracepoint = "mmap_lock_start_locking")]
 pub fn memory_changing(ctx: RawTracePointContext) -> i32 {
-    let (pid, _) = ids();
-    let Some(lowest) = RESIDENT.get_ptr_mut(pid) else { return 0 };
-    let mm: u64 = ctx.arg(0);
-    // Another process's memory, read by a debugger for instance.
-    if mm != current_u64(setting!(offsets.task_mm)) {
-        return 0;
+    changing(ctx.arg(0));
+    0
+}
+
+/// `unmap_vmas(struct mmu_gather *, …)`, whose first field is the mm, is about to give memory back.
+#[fentry(function = "unmap_vmas")]
+pub fn memory_unmapping(ctx: FEntryContext) -> i32 {
+    changing(kernel(ctx.arg::<u64>(0), 0));
+    0
+}
+
+/// It has: from here on a process grows anew.
+#[fexit(function = "unmap_vmas")]
+pub fn memory_unmapped(ctx: FExitContext) -> i32 {
+    let mm = kernel(ctx.arg::<u64>(0), 0);
+    if let Some(lowest) = lowest_of(mm) {
+        // SAFETY: map values live as long as the program; threads that race lose a record at most.
+        unsafe { *lowest = Lowest { pages: pages_of(mm) } };
     }
+    0
+}
+
+/// Sends what a process holds if it has grown since it last came by here with less.
+#[inline(always)]
+fn changing(mm: u64) -> Option<()> {
+    let lowest = lowest_of(mm)?;
     let pages = pages_of(mm);
     // SAFETY: map values live as long as the program; threads that race lose a record at most.
     let low = unsafe { (*lowest).pages };
-    if pages >= low + WORTH_PAGES && low > 0 {
+    // At first it is 0.
+    if pages >= low + WORTH_PAGES {
+        let (pid, _) = ids();
         emit::quiet(&Resident { kind: record_kind::RESIDENT, pid, at_ns: now_ns(), pages });
-    } else if pages >= low && low > 0 {
-        return 0;
+    } else if pages >= low {
+        return None;
     }
     // SAFETY: as above.
     unsafe { *lowest = Lowest { pages } };
-    0
+    Some(())
+}
+
+/// Of a process that is followed and whose own memory this is: a debugger for instance reads that of another.
+#[inline(always)]
+fn lowest_of(mm: u64) -> Option<*mut Lowest> {
+    let (pid, _) = ids();
+    let lowest = RESIDENT.get_ptr_mut(pid)?;
+    (mm == current_u64(setting!(offsets.task_mm))).then_some(lowest)
 }
 
 /// Pids are smaller, kernel addresses larger.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use cadscope_tests::compare::duration_error;
 use cadscope_tests::freecad::{Done, Job, VERSIONS};
-use cadscope_tests::node::require_root;
+use cadscope_tests::node::{emulated, patient, require_root};
 use cadscope_tests::run::Ended;
 use cadscope_tests::trace::{Operation, Trace, trace};
 
@@ -14,8 +14,13 @@ fn traced(job: &Job) -> Result<(Ended, Trace)> {
     let command = job.command();
     let command: Vec<&str> = command.iter().map(String::as_str).collect();
     let environment = job.environment();
-    let environment: Vec<(&str, &str)> = environment.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
-    trace(None, &command, &environment, Duration::from_secs(120))
+    let mut environment: Vec<(&str, &str)> =
+        environment.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+    if emulated() {
+        // To find the sites of a file takes seconds there.
+        environment.push(("JOB_WAIT", "30"));
+    }
+    trace(None, &command, &environment, patient(Duration::from_secs(120)))
 }
 
 /// The probe that one Python call of the job must be seen by, once.

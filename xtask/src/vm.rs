@@ -168,6 +168,9 @@ const CLAIMS: [Claim; 14] = [
     },
 ];
 
+/// Builds that the long list's tests talk to or run.
+const BESIDE: [&str; 2] = ["otelcol", "otel-python"];
+
 /// A machine that is booted once.
 #[derive(Clone, Copy, Debug)]
 struct Machine {
@@ -219,7 +222,8 @@ fn try_kernels(names: &[String], length: Length, binary: impl FnOnce() -> Result
         kernels.into_iter().partition(|kernel| kernel.cpu == Cpu::Arm64);
     let mut table = Table::default();
     if !x86.is_empty() {
-        let wanted = std::iter::once("qemu").chain(x86.iter().map(|kernel| kernel.build));
+        let beside: &[&str] = if length == Length::Long { &BESIDE } else { &[] };
+        let wanted = ["qemu"].iter().chain(beside).copied().chain(x86.iter().map(|kernel| kernel.build));
         builds::make(&wanted.map(str::to_owned).collect::<Vec<_>>())?;
         let subject = Subject { binary: binary()?, tests: test_programs()?, workers: None };
         for machine in x86.iter().flat_map(|kernel| machines(*kernel, length)) {

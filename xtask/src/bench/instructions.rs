@@ -3,13 +3,14 @@
 //! Valgrind's counter sees nothing of a probe: while valgrind runs a file it has none. The emulator sees all that is
 //! executed for a process, the kernel's part too, and what else the machine does changes nothing about it.
 
+use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
 use super::job::suite_scripts;
-use super::parts::{Parts, costs};
+use super::parts::{Disturbed, Parts, costs};
 use super::{binary, machine, write_page};
 use crate::builds;
 use crate::places::{freecadcmd, job_script, repository};
@@ -18,8 +19,12 @@ use crate::statistics::median;
 use crate::vm::guest::{Cgroups, Clock, Outcome, Step, boot};
 use crate::vm::kernel::KERNELS;
 
+const PAGE: &str = "bench-instructions.md";
 /// The kernel of the guest.
 const KERNEL: &str = "6.12";
+
+/// Runs of a part of a job differ by no more than this share, or it is no measure.
+const SAME: f64 = 0.01;
 
 /// A run in the guest.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -29,7 +34,8 @@ struct Run {
     records: f64,
 }
 
-/// Measures the demo's job and FreeCAD's own tests, so many pairs of each, and writes docs/bench-instructions.md.
+/// Measures the demo's job and FreeCAD's own tests, so many pairs of each, and writes docs/bench-instructions.md. Of none the
+/// page keeps what it has.
 pub(crate) fn instructions(pairs: &[u32]) -> Result<()> {
     setup::install(Purpose::Test)?;
     builds::make(&["qemu".to_owned(), format!("linux-{KERNEL}")])?;
@@ -52,16 +58,23 @@ pub(crate) fn instructions(pairs: &[u32]) -> Result<()> {
     let jobs =
         [("`xtask/demo/job.py`", &job, &job), ("FreeCAD's own tests (`TestApp.All`)", &import, &tests)];
     let mut by_parts = String::new();
-    for ((name, first, script), count) in jobs.into_iter().zip(pairs).filter(|(_, count)| **count > 0) {
+    let page = repository()?.join("docs").join(PAGE);
+    let before = fs::read_to_string(&page).unwrap_or_default();
+    for ((name, first, script), count) in jobs.into_iter().zip(pairs) {
+        if *count == 0 {
+            let kept =
+                before.lines().find(|line| line.strip_prefix("| ").is_some_and(|row| row.starts_with(name)));
+            text.extend(kept.iter().flat_map(|row| [row, "\n"]));
+            continue;
+        }
         let Outcome { said, kept, .. } = measure(&agent, &freecad, first, script, *count)?;
         text.push_str(&row(name, &said).with_context(|| format!("the guest said {said:?}"))?);
-        if let Some(costs) = costs(&pairs_of_parts(&kept, *count)?) {
-            let alone = format!("{:.1} million", costs.alone * 1e3);
-            by_parts.push_str(&costs.text(*count as usize, "instructions", &alone));
+        if let Some(costs) = costs(&pairs_of_parts(&kept, *count)?, Disturbed::Parts(SAME)) {
+            by_parts.push_str(&costs.text(*count as usize));
         }
     }
     text.push_str(&by_parts);
-    write_page("bench-instructions.md", &text)
+    write_page(PAGE, &text)
 }
 
 /// What a guest says: the version, then the runs; and keeps: side, pair and part of each run.
@@ -142,8 +155,8 @@ mod tests {
     fn parts_are_those_of_their_run() {
         let kept =
             ["alone 0 a b 10", "observed 0 a b 11", "observed 1 a b 13", "alone 1 a b 12"].map(str::to_owned);
-        let found = costs(&pairs_of_parts(&kept, 2).unwrap()).unwrap();
-        assert_eq!((found.parts, found.alone, found.ratio.median), (1, 10e-9, 1.1));
+        let pairs = pairs_of_parts(&kept, 2).unwrap();
+        assert_eq!(pairs[1], (Parts::parse("a b 12").unwrap(), Parts::parse("a b 13").unwrap()));
         assert!(pairs_of_parts(&kept, 3).is_err());
         assert_eq!(pairs_of_parts(&[], 3).unwrap(), []);
     }

@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use super::account::Account;
-use super::parts::{Parts, costs};
+use super::parts::{Disturbed, Parts, costs};
 use super::{binary, children, machine, write_page};
 use crate::demo;
 use crate::places::{cache, freecadcmd, job_script, repository};
@@ -111,8 +111,8 @@ fn measure(pairs: u32, script: &Path, first: &Path, command: &str, what: &str) -
     let calls = std::fs::read_to_string(repository()?.join("docs/bench-calls.md"))?;
     let trap = trap_seconds(&calls).context("docs/bench-calls.md has no floor: cargo xtask bench calls")?;
     // Too short for the machine's other guests to disturb most runs of each.
-    if let Some(costs) = costs(&parts) {
-        text.push_str(&costs.text(parts.len(), "CPU time", &format!("{:.2} s", costs.alone)));
+    if let Some(costs) = costs(&parts, Disturbed::Runs) {
+        text.push_str(&costs.text(parts.len()));
     }
     text.push_str(&accounted(account, run.cost, trap));
     write_page(&format!("bench-{command}.md"), &text)

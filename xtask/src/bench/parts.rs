@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::statistics::{Estimate, lower_quartile, resampled};
+use crate::statistics::{Estimate, lower_quartile, median, resampled};
 
 /// Of the bootstrap: each looks at every part.
 const RESAMPLES: usize = 1_000;
@@ -16,25 +16,50 @@ const RESAMPLES: usize = 1_000;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Parts(BTreeMap<(String, u32), u64>);
 
+/// What disturbs a measurement, and so what is made of a part's runs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Disturbed {
+    /// Some runs of any part: by the machine's other guests. The lower quartile of its runs counts.
+    Runs,
+    /// Any run of some parts: they search for as long as they may, or wait in threads. Parts whose runs of a side differ by
+    /// more than this share are left out; of the others the median of their runs counts.
+    Parts(f64),
+}
+
 /// What observed parts take, of what they take alone.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Costs {
+    disturbed: Disturbed,
     pub(super) ratio: Estimate,
-    /// How many parts every run had.
-    pub(super) parts: usize,
-    /// CPU seconds of them, alone.
-    pub(super) alone: f64,
+    /// How many parts every run had, and how many of these count.
+    parts: (usize, usize),
+    /// CPU seconds of those that count, alone, and of all.
+    alone: (f64, f64),
 }
 
 impl Costs {
-    /// What they say of so many pairs; of what, and how much of it all parts took alone.
-    pub(super) fn text(&self, pairs: usize, what: &str, alone: &str) -> String {
+    /// What they say of so many pairs. Where instructions are counted, each is a nanosecond.
+    pub(super) fn text(&self, pairs: usize) -> String {
         let Estimate { median, low, high } = self.ratio;
+        let ((all, counting), (alone, alone_all)) = (self.parts, self.alone);
+        let chosen = match self.disturbed {
+            Disturbed::Runs => format!(
+                "By its parts: the job says what CPU time each of {all} parts took (a test, a file that is parsed), in all \
+                 {pairs} pairs. Of the lower quartiles of\neach, alone and observed, the sums ({alone:.2} s alone) have the \
+                 ratio"
+            ),
+            Disturbed::Parts(limit) => format!(
+                "By its parts: the job says how many instructions each of {all} parts took (a test, a file that is parsed), in \
+                 all {pairs} pairs.\n{counting} of them, with {:.0} % of all instructions, took the same in all runs of a side \
+                 but for {:.0} %; the others search for as long as they may,\nwait in threads, or have Python's garbage collected. \
+                 Of the medians of the {counting}, alone and observed, the sums ({:.1} million alone) have the ratio",
+                alone / alone_all * 100.0,
+                limit * 100.0,
+                alone * 1e3
+            ),
+        };
         format!(
-            "\nBy its parts: the job says what {what} each of {} parts took (a test, a file that is parsed), in all \
-             {pairs} pairs. The lower quartile of\neach, alone and observed, and of their sums ({alone} alone) the ratio: \
-             **{median:.4}** ({low:.4} – {high:.4}, 95 % bootstrap interval over the pairs).\n",
-            self.parts
+            "\n{chosen}\n**{median:.4}** ({low:.4} – {high:.4}, 95 % bootstrap interval over the pairs).\n"
         )
     }
 }
@@ -61,30 +86,55 @@ impl Parts {
     }
 }
 
-/// Of pairs of runs (alone, observed): of each part the lower quartile of its times on either side, and of their sums
-/// the ratio, with its 95 % interval by the bootstrap over the pairs.
-pub(super) fn costs(pairs: &[(Parts, Parts)]) -> Option<Costs> {
+/// What a part took alone and observed, by pair.
+type Sides = (Vec<f64>, Vec<f64>);
+
+/// Of pairs of runs (alone, observed): the ratio of what the parts that count took, with its 95 % interval by the bootstrap
+/// over the pairs.
+pub(super) fn costs(pairs: &[(Parts, Parts)], disturbed: Disturbed) -> Option<Costs> {
     let all = || pairs.iter().flat_map(|(alone, observed)| [alone, observed]);
     let mut names: BTreeSet<&(String, u32)> = all().next()?.0.keys().collect();
     for parts in all() {
         names.retain(|name| parts.0.contains_key(*name));
     }
-    // By part, then by pair.
-    let times = |of: fn(&(Parts, Parts)) -> &Parts| -> Vec<Vec<f64>> {
-        let by_pair = |name| pairs.iter().filter_map(|pair| Some(*of(pair).0.get(name)? as f64)).collect();
-        names.iter().map(|name| by_pair(*name)).collect()
+    // By part, alone and observed; then by pair.
+    let times = |of: fn(&(Parts, Parts)) -> &Parts, name| -> Vec<f64> {
+        pairs.iter().filter_map(|pair| Some(*of(pair).0.get(name)? as f64)).collect()
     };
-    let (alone, observed) = (times(|pair| &pair.0), times(|pair| &pair.1));
-    let sum = |side: &[Vec<f64>], chosen: &[usize]| -> Option<f64> {
-        let of = |part: &Vec<f64>| {
-            lower_quartile(&chosen.iter().filter_map(|pair| part.get(*pair).copied()).collect::<Vec<_>>())
-        };
-        side.iter().map(of).sum()
+    let every: Vec<Sides> =
+        names.iter().map(|name| (times(|pair| &pair.0, name), times(|pair| &pair.1, name))).collect();
+    let counts = |(alone, observed): &&Sides| match disturbed {
+        Disturbed::Runs => true,
+        Disturbed::Parts(limit) => spread(alone) <= limit && spread(observed) <= limit,
     };
-    let ratio =
-        resampled(pairs.len(), RESAMPLES, |chosen| Some(sum(&observed, chosen)? / sum(&alone, chosen)?))?;
-    let every: Vec<usize> = (0..pairs.len()).collect();
-    Some(Costs { ratio, parts: names.len(), alone: sum(&alone, &every)? / 1e9 })
+    let counting: Vec<&Sides> = every.iter().filter(counts).collect();
+    let of = |runs: &[f64]| match disturbed {
+        Disturbed::Runs => lower_quartile(runs),
+        Disturbed::Parts(_) => median(runs),
+    };
+    let sum = |side: fn(&Sides) -> &Vec<f64>, chosen: &[usize]| -> Option<f64> {
+        let runs = |part| chosen.iter().filter_map(|pair| side(part).get(*pair).copied()).collect::<Vec<_>>();
+        counting.iter().map(|part| of(&runs(part))).sum()
+    };
+    let ratio = resampled(pairs.len(), RESAMPLES, |chosen| {
+        Some(sum(|part| &part.1, chosen)? / sum(|part| &part.0, chosen)?)
+    })?;
+    let all_pairs: Vec<usize> = (0..pairs.len()).collect();
+    let alone_all: f64 = every.iter().map(|(alone, _)| of(alone)).sum::<Option<f64>>()?;
+    let alone = sum(|part| &part.0, &all_pairs)?;
+    Some(Costs {
+        disturbed,
+        ratio,
+        parts: (every.len(), counting.len()),
+        alone: (alone / 1e9, alone_all / 1e9),
+    })
+}
+
+/// By what share of the least the values differ.
+fn spread(values: &[f64]) -> f64 {
+    let (low, high) =
+        values.iter().fold((f64::MAX, 0.0_f64), |(low, high), value| (low.min(*value), high.max(*value)));
+    high / low - 1.0
 }
 
 #[cfg(test)]
@@ -111,17 +161,33 @@ mod tests {
             Parts::parse(&format!("one {}\ntwo {}\n", time(0), time(1))).unwrap()
         };
         let pairs: Vec<_> = (0..20).map(|index| (run(index, 0), run(index + 1, 10_000))).collect();
-        let found = costs(&pairs).unwrap();
-        assert_eq!(found.parts, 2);
-        assert!((found.ratio.median - 1.01).abs() < 1e-4 && (found.alone - 0.002).abs() < 1e-4, "{found:?}");
+        let found = costs(&pairs, Disturbed::Runs).unwrap();
+        assert_eq!(found.parts, (2, 2));
+        assert!(
+            (found.ratio.median - 1.01).abs() < 1e-4 && (found.alone.0 - 0.002).abs() < 1e-4,
+            "{found:?}"
+        );
         assert!(found.ratio.low <= found.ratio.median && found.ratio.high < 1.011, "{found:?}");
-        assert_eq!(costs(&[]), None);
+        assert_eq!(costs(&[], Disturbed::Runs), None);
     }
 
     #[test]
     fn parts_that_not_every_run_had_are_left_out() {
         let parts = |text| Parts::parse(text).unwrap();
-        let found = costs(&[(parts("a 10\nb 10\n"), parts("a 20\nc 10\n"))]).unwrap();
-        assert_eq!((found.parts, found.ratio.median), (1, 2.0));
+        let found = costs(&[(parts("a 10\nb 10\n"), parts("a 20\nc 10\n"))], Disturbed::Runs).unwrap();
+        assert_eq!((found.parts, found.ratio.median), ((1, 1), 2.0));
+    }
+
+    #[test]
+    fn parts_that_are_never_the_same_are_left_out_and_said() {
+        let parts = |text| Parts::parse(text).unwrap();
+        let pairs = [
+            (parts("steady 1000\nsearch 3000\n"), parts("steady 1001\nsearch 1000\n")),
+            (parts("steady 1000\nsearch 1000\n"), parts("steady 1001\nsearch 2000\n")),
+        ];
+        let found = costs(&pairs, Disturbed::Parts(0.01)).unwrap();
+        assert_eq!((found.parts, found.ratio.median), ((2, 1), 1.001));
+        let text = found.text(2);
+        assert!(text.contains("1 of them, with 33 % of all") && text.contains("**1.0010**"), "{text}");
     }
 }
