@@ -171,6 +171,9 @@ enum Task {
         /// Only what `cargo xtask test` tries
         #[arg(long)]
         short: bool,
+        /// Only what this file of tests/tests tries (more than once for several): `memory`
+        #[arg(long, value_name = "TEST")]
+        only: Vec<String>,
     },
     /// How much of the agent's code unit and root tests reach: docs/coverage.md
     ///
@@ -271,7 +274,7 @@ fn main() -> ExitCode {
         Task::Demo { script } => demo::demo(script),
         Task::Test { full } => test::test(test::Rules { full, locked: false }),
         Task::Ci { full } => test::test(test::Rules { full, locked: true }),
-        Task::Vm { kernels, short } => vm::vm(&kernels, short),
+        Task::Vm { kernels, short, only } => vm::vm(&kernels, short, &only),
         Task::Fresh { promise, keep } => fresh::fresh(promise, keep),
         Task::Coverage { tests } => coverage::coverage(&tests),
         Task::Soak { minutes } => test::soak(minutes),

@@ -187,14 +187,14 @@ pub(crate) enum Length {
     Long,
 }
 
-/// Tries the kernels of these names (none = all) with the release build.
-pub(crate) fn vm(names: &[String], short: bool) -> Result<()> {
+/// Tries the kernels of these names (none = all) with the release build, in these files of tests (none = all).
+pub(crate) fn vm(names: &[String], short: bool, only: &[String]) -> Result<()> {
     setup::install(Purpose::Test)?;
     let binary = || match std::env::var_os("CADSCOPE_BIN") {
         Some(binary) => PathBuf::from(binary).canonicalize().context("CADSCOPE_BIN"),
         None => build(Profile::Release),
     };
-    try_kernels(names, if short { Length::Short } else { Length::Long }, binary)?.write()
+    try_kernels(names, if short { Length::Short } else { Length::Long }, only, binary)?.write()
 }
 
 /// What is tried, compiled for the processor of its guests and named as they find it.
@@ -205,8 +205,21 @@ struct Subject {
     workers: Option<PathBuf>,
 }
 
-/// Tries the kernels of these names (none = all of this machine's processor) with the agent that `binary` makes.
-fn try_kernels(names: &[String], length: Length, binary: impl FnOnce() -> Result<PathBuf>) -> Result<Table> {
+/// Tries the kernels of these names (none = all of this machine's processor) in these files of tests (none = all) with the
+/// agent that `binary` makes.
+fn try_kernels(
+    names: &[String],
+    length: Length,
+    only: &[String],
+    binary: impl FnOnce() -> Result<PathBuf>,
+) -> Result<Table> {
+    if let Some(name) = only.iter().find(|name| CLAIMS.iter().all(|claim| claim.test != name.as_str())) {
+        let known: std::collections::BTreeSet<_> = CLAIMS.iter().map(|claim| claim.test).collect();
+        bail!(
+            "no claim is tried by `{name}`; there are {}",
+            known.into_iter().collect::<Vec<_>>().join(", ")
+        );
+    }
     if let Some(name) = names.iter().find(|name| KERNELS.iter().all(|kernel| kernel.name != name.as_str())) {
         let known: Vec<_> = KERNELS.iter().map(|kernel| kernel.name).collect();
         bail!("no kernel `{name}`; there are {}", known.join(", "));
@@ -227,13 +240,13 @@ fn try_kernels(names: &[String], length: Length, binary: impl FnOnce() -> Result
         builds::make(&wanted.map(str::to_owned).collect::<Vec<_>>())?;
         let subject = Subject { binary: binary()?, tests: test_programs()?, workers: None };
         for machine in x86.iter().flat_map(|kernel| machines(*kernel, length)) {
-            table.add(&machine, &subject, length)?;
+            table.add(&machine, &subject, length, only)?;
         }
     }
     if !arm64.is_empty() {
         let subject = arm64::subject()?;
         for machine in arm64.iter().flat_map(|kernel| machines(*kernel, length)) {
-            table.add(&machine, &subject, length)?;
+            table.add(&machine, &subject, length, only)?;
         }
     }
     headline("kernels");
@@ -246,7 +259,7 @@ fn try_kernels(names: &[String], length: Length, binary: impl FnOnce() -> Result
 
 /// What `cargo xtask test` tries: nothing is written.
 pub(crate) fn test(length: Length, binary: &Path) -> Result<()> {
-    try_kernels(&[], length, || Ok(binary.to_owned())).map(drop)
+    try_kernels(&[], length, &[], || Ok(binary.to_owned())).map(drop)
 }
 
 fn machines(kernel: Kernel, length: Length) -> Vec<Machine> {
@@ -344,8 +357,13 @@ impl Column {
 const SHORT: &str = "holds (short list)";
 
 impl Table {
-    fn add(&mut self, machine: &Machine, subject: &Subject, length: Length) -> Result<()> {
-        let tried: Vec<&Claim> = CLAIMS.iter().filter(|claim| machine.tries(claim, length)).collect();
+    fn add(&mut self, machine: &Machine, subject: &Subject, length: Length, only: &[String]) -> Result<()> {
+        let is_chosen = |claim: &Claim| only.is_empty() || only.iter().any(|test| test == claim.test);
+        let tried: Vec<&Claim> =
+            CLAIMS.iter().filter(|claim| machine.tries(claim, length) && is_chosen(claim)).collect();
+        if tried.is_empty() {
+            return Ok(());
+        }
         headline(&format!("Linux {}", machine.name(machine.kernel.name)));
         let steps = tried.iter().map(|claim| machine.step(claim, subject, length));
         let begin = Instant::now();
@@ -545,9 +563,11 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_kernel_is_refused_with_those_that_there_are() {
-        let error = try_kernels(&["4.19".to_owned()], Length::Short, || Ok(PathBuf::new()));
+    fn an_unknown_kernel_or_test_is_refused_with_those_that_there_are() {
+        let error = try_kernels(&["4.19".to_owned()], Length::Short, &[], || Ok(PathBuf::new()));
         let error = error.unwrap_err().to_string();
         assert!(error.contains("6.12"), "{error}");
+        let error = try_kernels(&[], Length::Long, &["memry".to_owned()], || Ok(PathBuf::new())).unwrap_err();
+        assert!(error.to_string().contains("memory"), "{error}");
     }
 }

@@ -47,8 +47,8 @@ pub(crate) fn instructions(pairs: &[u32]) -> Result<()> {
          {}`: an emulated machine (QEMU, Linux {KERNEL}, one processor) whose\nclock counts instructions, so that \
          the CPU time of a process is how many were executed for it, by itself\nand by the kernel, and nothing else that \
          this machine does is in it. Median of the runs, in millions, and between what they lay.\nHow long an instruction \
-         takes is not in it: a processor needs longer for a trap than for another instruction. Runs of FreeCAD's tests\ndiffer \
-         among themselves by some 0.7 %, for they wait and have threads: one pair says no more than that.\n\n",
+         takes is not in it: a processor needs longer for a trap than for another instruction. Whole runs of\nFreeCAD's \
+         tests differ among themselves by some 0.7 %, most of their parts by nothing: see below the table.\n\n",
         pairs.iter().map(u32::to_string).collect::<Vec<_>>().join(" ")
     );
     text.push_str(&machine()?);
