@@ -45,6 +45,8 @@ enum Tried {
     Everywhere,
     /// Every kernel that is not refused, with each way of placing probes.
     EachWay,
+    /// Every kernel with uprobe_multi, in that way: programs of perf events cannot sleep, and count what they cannot read.
+    WherePossible,
     /// Every kernel that is not refused, in the way that it is used.
     Once,
     /// The same, with both versions of cgroups.
@@ -84,7 +86,7 @@ const CLAIMS: [Claim; 14] = [
         filter: "",
         short: None,
         long: "",
-        tried: Tried::EachWay,
+        tried: Tried::WherePossible,
     },
     Claim {
         says: "Resident memory of operations",
@@ -194,7 +196,7 @@ pub(crate) fn vm(names: &[String], short: bool, only: &[String]) -> Result<()> {
         Some(binary) => PathBuf::from(binary).canonicalize().context("CADSCOPE_BIN"),
         None => build(Profile::Release),
     };
-    try_kernels(names, if short { Length::Short } else { Length::Long }, only, binary)?.write()
+    try_kernels(names, if short { Length::Short } else { Length::Long }, only, binary, &Table::write)
 }
 
 /// What is tried, compiled for the processor of its guests and named as they find it.
@@ -206,13 +208,14 @@ struct Subject {
 }
 
 /// Tries the kernels of these names (none = all of this machine's processor) in these files of tests (none = all) with the
-/// agent that `binary` makes.
+/// agent that `binary` makes. What came out so far is shown after each machine.
 fn try_kernels(
     names: &[String],
     length: Length,
     only: &[String],
     binary: impl FnOnce() -> Result<PathBuf>,
-) -> Result<Table> {
+    show: &dyn Fn(&Table) -> Result<()>,
+) -> Result<()> {
     if let Some(name) = only.iter().find(|name| CLAIMS.iter().all(|claim| claim.test != name.as_str())) {
         let known: std::collections::BTreeSet<_> = CLAIMS.iter().map(|claim| claim.test).collect();
         bail!(
@@ -241,12 +244,14 @@ fn try_kernels(
         let subject = Subject { binary: binary()?, tests: test_programs()?, workers: None };
         for machine in x86.iter().flat_map(|kernel| machines(*kernel, length)) {
             table.add(&machine, &subject, length, only)?;
+            show(&table)?;
         }
     }
     if !arm64.is_empty() {
         let subject = arm64::subject()?;
         for machine in arm64.iter().flat_map(|kernel| machines(*kernel, length)) {
             table.add(&machine, &subject, length, only)?;
+            show(&table)?;
         }
     }
     headline("kernels");
@@ -254,12 +259,12 @@ fn try_kernels(
     if table.failures > 0 {
         bail!("{} claims do not hold", table.failures);
     }
-    Ok(table)
+    Ok(())
 }
 
 /// What `cargo xtask test` tries: nothing is written.
 pub(crate) fn test(length: Length, binary: &Path) -> Result<()> {
-    try_kernels(&[], length, &[], || Ok(binary.to_owned())).map(drop)
+    try_kernels(&[], length, &[], || Ok(binary.to_owned()), &|_| Ok(()))
 }
 
 fn machines(kernel: Kernel, length: Length) -> Vec<Machine> {
@@ -278,6 +283,7 @@ impl Machine {
         let fits = match claim.tried {
             Tried::Everywhere => usual,
             Tried::EachWay => !self.kernel.refused && self.cgroups == Cgroups::V2,
+            Tried::WherePossible => self.kernel.multi && usual,
             Tried::Once => !self.kernel.refused && usual,
             Tried::EachCgroup => !self.kernel.refused && !self.perf_events,
         };
@@ -564,10 +570,11 @@ mod tests {
 
     #[test]
     fn an_unknown_kernel_or_test_is_refused_with_those_that_there_are() {
-        let error = try_kernels(&["4.19".to_owned()], Length::Short, &[], || Ok(PathBuf::new()));
+        let error = try_kernels(&["4.19".to_owned()], Length::Short, &[], || Ok(PathBuf::new()), &|_| Ok(()));
         let error = error.unwrap_err().to_string();
         assert!(error.contains("6.12"), "{error}");
-        let error = try_kernels(&[], Length::Long, &["memry".to_owned()], || Ok(PathBuf::new())).unwrap_err();
+        let error = try_kernels(&[], Length::Long, &["memry".to_owned()], || Ok(PathBuf::new()), &|_| Ok(()))
+            .unwrap_err();
         assert!(error.to_string().contains("memory"), "{error}");
     }
 }
