@@ -8,7 +8,7 @@ use cadscope_tests::agent::Agent;
 use cadscope_tests::cgroup::Cgroup;
 use cadscope_tests::collector::{Collector, Span};
 use cadscope_tests::freecad::Job;
-use cadscope_tests::node::{emulated, require_root, scratch};
+use cadscope_tests::node::{emulated, patient, require_root, scratch};
 use cadscope_tests::run::{Running, run, until};
 use cadscope_tests::worker::build_program;
 use nix::sys::signal::{Signal, kill};
@@ -42,7 +42,7 @@ fn agent(arguments: &[&str]) -> Result<Agent> {
 
 /// What `/status` says of the last kill.
 fn last_kill(agent: &Agent, count: usize) -> Result<Value> {
-    until("a kill in /status", Duration::from_secs(20), || {
+    until("a kill in /status", patient(Duration::from_secs(20)), || {
         let status: Value = serde_json::from_str(&agent.get("/status").ok()?.1).ok()?;
         let kills = status.get("oom_kills")?.as_array()?.clone();
         (kills.len() == count).then(|| kills.last().cloned())?
