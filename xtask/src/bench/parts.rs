@@ -12,6 +12,9 @@ use crate::statistics::{Estimate, lower_quartile, median, resampled};
 /// Of the bootstrap: each looks at every part.
 const RESAMPLES: usize = 1_000;
 
+/// Pairs from which on a bootstrap over them is worth its name.
+const ENOUGH: usize = 6;
+
 /// Nanoseconds of CPU time by part; a name that comes again is another part.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Parts(BTreeMap<(String, u32), u64>);
@@ -58,9 +61,13 @@ impl Costs {
                 alone * 1e3
             ),
         };
-        format!(
-            "\n{chosen}\n**{median:.4}** ({low:.4} – {high:.4}, 95 % bootstrap interval over the pairs).\n"
-        )
+        // Of a few pairs there are only a few samples.
+        let sure = if pairs < ENOUGH {
+            "range over resampled pairs, too few for an interval"
+        } else {
+            "95 % bootstrap interval over the pairs"
+        };
+        format!("\n{chosen}\n**{median:.4}** ({low:.4} – {high:.4}, {sure}).\n")
     }
 }
 
@@ -189,5 +196,6 @@ mod tests {
         assert_eq!((found.parts, found.ratio.median), ((2, 1), 1.001));
         let text = found.text(2);
         assert!(text.contains("1 of them, with 33 % of all") && text.contains("**1.0010**"), "{text}");
+        assert!(text.contains("too few") && found.text(ENOUGH).contains("95 %"), "{text}");
     }
 }
