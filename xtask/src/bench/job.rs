@@ -172,8 +172,8 @@ fn accounted(account: Account, cost: Cost, trap: f64) -> String {
 
 fn run(freecad: &Path, script: &Path) -> Result<Run> {
     let file = tempfile::NamedTempFile::new()?;
-    // Hashes and places in memory are not drawn anew for each run, so that what it does is the same: under some layouts
-    // FreeCAD's tests have 470,000 page faults, under others 590,000, by which they take 0.2 s more.
+    // Hashes and places in memory are not drawn anew for each run, so that what it does is the same: some runs of
+    // FreeCAD's tests have 470,000 page faults, others 590,000 (0.2 s more); whether the layout decides it is not known.
     let mut job = Command::new("setarch");
     job.arg("-R").arg(freecad).arg(script).stdin(Stdio::null());
     job.envs([("QT_QPA_PLATFORM", "offscreen"), ("PYTHONHASHSEED", "0")]).env("CADSCOPE_PARTS", file.path());
