@@ -11,9 +11,7 @@ use cadscope_common::{
 
 use crate::{
     fetch::{capture_of, fetch, registers},
-    frames::{
-        Ending, abandon, close_returned, end_returned, frame, is_top_dead, state_around, thread_of,
-    },
+    frames::{Ending, abandon, close_returned, end_returned, frame, is_top_dead, state_around, thread_of},
     hit::{cookie_of, ids, now_ns, slot_of},
     machine,
     maps::{PROBES, TARGETS, THREADS, count, setting},

@@ -45,7 +45,13 @@ pub fn capture_of(thread: *mut Thread, tid: u32, depth: u32) -> Option<*mut Oper
 /// The note goes straight to map memory, whose contents the verifier does not follow: kept in a register it would
 /// double the verifier's states with every fetch.
 #[inline(always)]
-pub fn fetch(program: *const ProbeProgram, record: *mut Operation, at: u8, registers: *const u64, returned: u32) {
+pub fn fetch(
+    program: *const ProbeProgram,
+    record: *mut Operation,
+    at: u8,
+    registers: *const u64,
+    returned: u32,
+) {
     // SAFETY: map values live as long as the program.
     let count_fetches = unsafe { (*program).fetch_count };
     for index in 0..MAX_FETCHES {
@@ -53,8 +59,7 @@ pub fn fetch(program: *const ProbeProgram, record: *mut Operation, at: u8, regis
             break;
         }
         // SAFETY: the index is inside the array.
-        let fetch =
-            unsafe { &*(&raw const (*program).fetches).cast::<Fetch>().add(index) };
+        let fetch = unsafe { &*(&raw const (*program).fetches).cast::<Fetch>().add(index) };
         if fetch.edge != at {
             continue;
         }
@@ -67,12 +72,7 @@ pub fn fetch(program: *const ProbeProgram, record: *mut Operation, at: u8, regis
 }
 
 #[inline(always)]
-fn fetch_one(
-    fetch: &Fetch,
-    record: *mut Operation,
-    registers: *const u64,
-    returned: u32,
-) -> bool {
+fn fetch_one(fetch: &Fetch, record: *mut Operation, registers: *const u64, returned: u32) -> bool {
     let from = fetch.base;
     let mut value = if from <= machine::LAST_REGISTER {
         let is_argument = from != base::RETURN;

@@ -6,9 +6,9 @@ use aya_ebpf::{
 use cadscope_common::record::{Fate, Life, ended_by, record_kind};
 
 use crate::{
+    emit,
     frames::{BPF_NOEXIST, Ending, close_all, forget},
     hit::{ids, now_ns},
-    emit,
     machine::{SYS_EXIT, SYS_EXIT_GROUP},
     maps::{ENDED, EXECUTED, FATES, RESIDENT, TARGETS, THREADS, WORKERS, setting},
     task::{current, current_task, kernel, key_of, system_call},

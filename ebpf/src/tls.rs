@@ -18,8 +18,8 @@ use cadscope_common::{
 };
 
 use crate::{
-    hit::{cookie_of, ids, now_ns, slot_of},
     emit,
+    hit::{cookie_of, ids, now_ns, slot_of},
     machine::{argument, returned},
     maps::{CONNECTIONS, READINGS, ZERO_CONNECTION, count},
     stack, task, user,

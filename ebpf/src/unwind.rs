@@ -12,9 +12,9 @@ use cadscope_common::{
 };
 
 use crate::{
+    emit,
     frames::{Ending, Left, STACK_SPAN, close_left},
     hit::{cookie_of, ids, now_ns, slot_of},
-    emit,
     machine::{ENDS_THREADS_BY_JUMP, argument, jump_target},
     maps::THREADS,
     stack, task, user,
