@@ -7,14 +7,12 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::{env, fs};
 
-use toolchain::{TARGET, Toolchain};
+use toolchain::{Toolchain, object_in};
 
 #[path = "build/toolchain.rs"]
 mod toolchain;
 
 const PREBUILT: &str = "CADSCOPE_BPF_OBJECT_PREBUILT";
-/// Name of the binary target in `ebpf/`.
-const CRATE: &str = "cadscope-ebpf";
 /// `e_machine` of a BPF object.
 const EM_BPF: [u8; 2] = [247, 0];
 
@@ -53,7 +51,7 @@ fn compile(out_dir: &Path) -> Result<PathBuf, String> {
     let agent = PathBuf::from(variable("CARGO_MANIFEST_DIR")?);
     let workspace = agent.parent().ok_or("the agent's crate has no parent directory")?;
     let source = workspace.join("ebpf");
-    for watched in ["ebpf/Cargo.toml", "ebpf/Cargo.lock", "ebpf/src", "ebpf/.cargo", "common/src"] {
+    for watched in ["Cargo.toml", "Cargo.lock", "ebpf/Cargo.toml", "ebpf/src", "common/src"] {
         let path = workspace.join(watched);
         if path.exists() {
             println!("cargo::rerun-if-changed={}", path.display());
@@ -67,7 +65,7 @@ fn compile(out_dir: &Path) -> Result<PathBuf, String> {
     }
     let toolchain = Toolchain::find()?;
     let target_dir = beside_profiles(out_dir).join("bpf");
-    let mut cargo = toolchain.compile(&source, &variable("CARGO_CFG_TARGET_ARCH")?, &target_dir);
+    let mut cargo = toolchain.compile(workspace, &variable("CARGO_CFG_TARGET_ARCH")?, &target_dir);
     let answer = cargo.output().map_err(|error| format!("{cargo:?} did not start: {error}"))?;
     let said = String::from_utf8_lossy(&answer.stderr);
     if !answer.status.success() {
@@ -80,7 +78,7 @@ fn compile(out_dir: &Path) -> Result<PathBuf, String> {
     for line in said.lines() {
         println!("cargo::warning={line}");
     }
-    Ok(target_dir.join(TARGET).join("release").join(CRATE))
+    Ok(object_in(&target_dir))
 }
 
 /// `…/target` of `…/target/PROFILE/build/PACKAGE/out`, so that a debug build, clippy and a release build share one

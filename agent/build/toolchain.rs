@@ -44,12 +44,12 @@ pub(crate) enum Compiler {
 impl Compiler {
     /// The compiler that is complete, nightly first; otherwise what each of the two lacks, one line each.
     pub(crate) fn find() -> Result<Self, [String; 2]> {
-        let nightly = match sysroot(Command::new("rustup").args(["run", "nightly", "rustc"])) {
+        let nightly = match Self::Nightly.sysroot() {
             None => "nightly: not installed with rustup".to_owned(),
             Some(root) if has_library_source(&root) => return Ok(Self::Nightly),
             Some(_) => "nightly: installed, but without the component rust-src".to_owned(),
         };
-        let debian = match sysroot(&mut Command::new(DEBIAN_RUSTC)) {
+        let debian = match Self::Debian.sysroot() {
             None => format!("Debian: no {DEBIAN_RUSTC}"),
             Some(root) if !has_library_source(&root) => "Debian: rustc without library source".to_owned(),
             Some(_) if !Path::new(DEBIAN_CARGO).exists() => format!("Debian: no {DEBIAN_CARGO}"),
@@ -64,6 +64,22 @@ impl Compiler {
             Self::Nightly => "rustup nightly with rust-src",
             Self::Debian => "Debian's rustc with library source",
         }
+    }
+
+    /// Where it is installed; none if it is not.
+    fn sysroot(self) -> Option<PathBuf> {
+        let mut rustc = match self {
+            Self::Nightly => {
+                let mut rustup = Command::new("rustup");
+                rustup.args(["run", "nightly", "rustc"]);
+                rustup
+            }
+            Self::Debian => Command::new(DEBIAN_RUSTC),
+        };
+        forget_inherited(&mut rustc);
+        let answer = rustc.args(["--print", "sysroot"]).stdin(Stdio::null()).output().ok()?;
+        let path = String::from_utf8(answer.stdout).ok()?;
+        (answer.status.success() && !path.trim().is_empty()).then(|| PathBuf::from(path.trim()))
     }
 
     /// Its cargo, with nothing inherited from the cargo around us.
@@ -106,41 +122,62 @@ impl Toolchain {
         }
     }
 
-    /// The command that compiles the crate in `source` for `arch` and puts everything into `target_dir`.
-    pub(crate) fn compile(&self, source: &Path, arch: &str, target_dir: &Path) -> Command {
-        let mut flags = OsString::new();
-        for (index, flag) in [
-            OsString::from(format!("--cfg=bpf_target_arch=\"{arch}\"")),
-            "-Cdebuginfo=2".into(),
-            "-Clink-arg=--btf".into(),
-            {
-                let mut flag = OsString::from("-Clinker=");
-                flag.push(&self.linker);
-                flag
-            },
-        ]
-        .iter()
-        .enumerate()
-        {
-            if index > 0 {
-                flags.push("\u{1f}");
-            }
+    /// The command that compiles the crate in `workspace/ebpf` for `arch` and puts everything into `target_dir`.
+    ///
+    /// The same sources give the same object to the byte with one compiler, whatever the folders are called: what
+    /// debug information would name by its place on this machine, it names by [`names_of_folders`].
+    pub(crate) fn compile(&self, workspace: &Path, arch: &str, target_dir: &Path) -> Command {
+        let mut flags = OsString::from(format!("--cfg=bpf_target_arch=\"{arch}\""));
+        for flag in ["-Cdebuginfo=2", "-Clink-arg=--btf"] {
+            flags.push(BETWEEN_FLAGS);
             flags.push(flag);
+        }
+        for (folder, name) in names_of_folders(workspace, self.compiler) {
+            flags.push(BETWEEN_FLAGS);
+            flags.push("--remap-path-prefix=");
+            flags.push(folder);
+            flags.push("=");
+            flags.push(name);
         }
         let mut cargo = self.compiler.cargo();
         cargo
-            .current_dir(source)
-            .args(["build", "--quiet", "--release", "-Z", "build-std=core", "--target", TARGET])
+            .current_dir(workspace)
+            .args(["build", "--quiet", "--package", CRATE, "--profile", PROFILE, "--target", TARGET])
+            .args(["-Z", "build-std=core"])
             .arg("--target-dir")
             .arg(target_dir)
             .env("CARGO_ENCODED_RUSTFLAGS", flags)
+            // As a flag the linker's path would go into the names of everything compiled.
+            .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", &self.linker)
             .stdin(Stdio::null());
         cargo
     }
 }
 
+/// What stands between two flags in `CARGO_ENCODED_RUSTFLAGS`.
+const BETWEEN_FLAGS: &str = "\u{1f}";
+
+/// The folders that sources come from on this machine, each with the name that debug information gives it.
+fn names_of_folders(workspace: &Path, compiler: Compiler) -> Vec<(PathBuf, &'static str)> {
+    let mut folders = vec![(workspace.to_owned(), "/cadscope")];
+    let registries = cargo_home().and_then(|home| fs::read_dir(home.join("registry/src")).ok());
+    folders
+        .extend(registries.into_iter().flatten().filter_map(|entry| Some((entry.ok()?.path(), "/registry"))));
+    folders.extend(compiler.sysroot().map(|sysroot| (sysroot.join("lib/rustlib/src/rust"), "/rust")));
+    folders
+}
+
+/// Where the compiled object is in `target_dir`.
+pub(crate) fn object_in(target_dir: &Path) -> PathBuf {
+    target_dir.join(TARGET).join(PROFILE).join(CRATE)
+}
+
+/// Name of the package in `ebpf/`, and of its binary.
+const CRATE: &str = "cadscope-ebpf";
+/// Its profile in the workspace's manifest.
+const PROFILE: &str = "bpf";
 /// What the kernel side is compiled for.
-pub(crate) const TARGET: &str = "bpfel-unknown-none";
+const TARGET: &str = "bpfel-unknown-none";
 
 /// `bpf-linker` in PATH, or where `cargo install` puts it.
 pub(crate) fn find_linker() -> Option<PathBuf> {
@@ -150,12 +187,15 @@ pub(crate) fn find_linker() -> Option<PathBuf> {
 /// A program in PATH, or where `cargo install` puts it.
 pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
-    let cargo_home =
-        env::var_os("CARGO_HOME").map(PathBuf::from).or_else(|| Some(env::home_dir()?.join(".cargo")));
     env::split_paths(&path)
-        .chain(cargo_home.map(|home| home.join("bin")))
+        .chain(cargo_home().map(|home| home.join("bin")))
         .map(|directory| directory.join(name))
         .find(|candidate| fs::metadata(candidate).is_ok_and(|found| found.is_file()))
+}
+
+/// Where cargo keeps programs and the sources of dependencies.
+fn cargo_home() -> Option<PathBuf> {
+    env::var_os("CARGO_HOME").map(PathBuf::from).or_else(|| Some(env::home_dir()?.join(".cargo")))
 }
 
 /// Removes what the cargo around us has set for its own compilation.
@@ -169,13 +209,6 @@ pub(crate) fn forget_inherited(command: &mut Command) {
     }
     // A toolchain that is not there is an answer, not an order to download it.
     command.env("RUSTUP_AUTO_INSTALL", "0");
-}
-
-fn sysroot(rustc: &mut Command) -> Option<PathBuf> {
-    forget_inherited(rustc);
-    let answer = rustc.args(["--print", "sysroot"]).stdin(Stdio::null()).output().ok()?;
-    let path = String::from_utf8(answer.stdout).ok()?;
-    (answer.status.success() && !path.trim().is_empty()).then(|| PathBuf::from(path.trim()))
 }
 
 /// `-Z build-std` reads the lock file of the standard library; `rust-src` has it, a bare sysroot does not.
