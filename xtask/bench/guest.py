@@ -11,7 +11,8 @@ import time
 import urllib.error
 import urllib.request
 
-AGENT, FREECAD, FIRST, JOB, PAIRS = sys.argv[1:]
+AGENT, FREECAD, FIRST, JOB, PAIRS_FROM, PAIRS_TO = sys.argv[1:7]
+SETTINGS = dict(setting.split("=", 1) for setting in sys.argv[7:])
 ADDRESS = "127.0.0.1:9777"
 PARTS = "/tmp/parts"
 
@@ -22,7 +23,7 @@ def run(script):
         os.remove(PARTS)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    subprocess.run([FREECAD, script], check=True, **quiet)
+    subprocess.run([FREECAD, script], check=True, env={**os.environ, **SETTINGS, "CADSCOPE_PARTS": PARTS}, **quiet)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return round((after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) * 1e9)
 
@@ -65,14 +66,14 @@ def observed():
     return cost, round(received)
 
 
-os.environ.update(PYTHONHASHSEED="0", QT_QPA_PLATFORM="offscreen", CADSCOPE_PARTS=PARTS)
-greeting = subprocess.run([FREECAD, os.devnull], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+offscreen = {"env": {**os.environ, **SETTINGS}, "stdin": subprocess.DEVNULL}
+greeting = subprocess.run([FREECAD, os.devnull], capture_output=True, text=True, check=False, **offscreen)
 for line in (greeting.stdout + greeting.stderr).splitlines():
     if line.startswith("FreeCAD "):
         print("@@say", line, flush=True)
 # The files are in the page cache then.
 run(FIRST)
-for pair in range(int(PAIRS)):
+for pair in range(int(PAIRS_FROM), int(PAIRS_TO)):
     # Alternately, as what a machine has done before is never quite the same.
     sides = [("alone", alone), ("observed", observed)]
     for side, measure in sides if pair % 2 == 0 else reversed(sides):

@@ -42,6 +42,31 @@ pub(crate) fn resampled(
     Some(Estimate { median: of(&(0..count).collect::<Vec<_>>())?, low, high })
 }
 
+/// Student's t, of which 97.5 % are below, by degrees of freedom from one on; with more it is little less than the last.
+const STUDENT: [f64; 30] = [
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+];
+
+/// The ratio of two samples' geometric means, second to first, with Student's interval for two samples of one variance.
+/// `None` if there are less than two values in one, or a value is no positive number.
+pub(crate) fn ratio_of_means(first: &[f64], second: &[f64]) -> Option<Estimate> {
+    let logarithms = |values: &[f64]| -> Option<(f64, f64)> {
+        let logarithms: Vec<f64> = values.iter().map(|value| value.ln()).collect();
+        let mean = logarithms.iter().sum::<f64>() / logarithms.len() as f64;
+        let squares = logarithms.iter().map(|value| (value - mean).powi(2)).sum();
+        (values.len() >= 2 && mean.is_finite()).then_some((mean, squares))
+    };
+    let ((first_mean, first_squares), (second_mean, second_squares)) =
+        (logarithms(first)?, logarithms(second)?);
+    let freedom = first.len() + second.len() - 2;
+    let variance = (first_squares + second_squares) / freedom as f64;
+    let error = (variance * (1.0 / first.len() as f64 + 1.0 / second.len() as f64)).sqrt();
+    let within = STUDENT.get(freedom - 1).or(STUDENT.last())? * error;
+    let ratio = second_mean - first_mean;
+    Some(Estimate { median: ratio.exp(), low: (ratio - within).exp(), high: (ratio + within).exp() })
+}
+
 /// The value that a quarter of them are below.
 pub(crate) fn lower_quartile(values: &[f64]) -> Option<f64> {
     let mut sorted = values.to_vec();
@@ -74,6 +99,18 @@ impl Random {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_ratio_of_means_has_students_interval() {
+        // Means of logarithms 0 and 0.1, of each sample the variance 0.02; 2.776 * sqrt(0.02 * (1 / 3 + 1 / 3)) is 0.3206.
+        let sample = |mean: f64| [mean - 0.141_421, mean, mean + 0.141_421].map(f64::exp);
+        let Estimate { median, low, high } = ratio_of_means(&sample(0.0), &sample(0.1)).unwrap();
+        for (found, expected) in [(median, 0.1), (low, 0.1 - 0.320_55), (high, 0.1 + 0.320_55)] {
+            assert!((found.ln() - expected).abs() < 1e-4, "{found} {expected}");
+        }
+        assert_eq!(ratio_of_means(&[1.0], &[1.0, 2.0]), None);
+        assert_eq!(ratio_of_means(&[0.0, 1.0], &[1.0, 2.0]), None);
+    }
 
     #[test]
     fn the_median_is_in_the_middle() {

@@ -5,17 +5,18 @@
 
 use std::fs;
 use std::path::Path;
+use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 
-use super::job::suite_scripts;
+use super::job::{SETTINGS, SETTINGS_TOLD, suite_scripts};
 use super::parts::{Disturbed, Parts, costs};
 use super::{binary, machine, write_page};
 use crate::builds;
 use crate::places::{freecadcmd, job_script, repository};
 use crate::setup::{self, Purpose};
-use crate::statistics::median;
+use crate::statistics::{Estimate, median, ratio_of_means};
 use crate::vm::guest::{Cgroups, Clock, Outcome, Step, boot};
 use crate::vm::kernel::KERNELS;
 
@@ -46,14 +47,14 @@ pub(crate) fn instructions(pairs: &[u32]) -> Result<()> {
         "# What being observed costs a FreeCAD job, in instructions\n\nWritten by `cargo xtask bench instructions --pairs \
          {}`: an emulated machine (QEMU, Linux {KERNEL}, one processor) whose\nclock counts instructions, so that \
          the CPU time of a process is how many were executed for it, by itself\nand by the kernel, and nothing else that \
-         this machine does is in it. Median of the runs, in millions, and between what they lay.\nHow long an instruction \
-         takes is not in it: a processor needs longer for a trap than for another instruction. Whole runs of\nFreeCAD's \
-         tests differ among themselves by some 0.7 %, most of their parts by nothing: see below the table.\n\n",
+         this machine does is in it. Median of the runs, in millions, and between what they lay; the ratio of their means \
+         (of logarithms),\nobserved / alone, with Student's 95 % interval of two samples.\nHow long an instruction takes is \
+         not in it: a processor needs longer for a trap than for another instruction.\n{SETTINGS_TOLD}\n\n",
         pairs.iter().map(u32::to_string).collect::<Vec<_>>().join(" ")
     );
     text.push_str(&machine()?);
     text.push_str(
-        "\n| job | FreeCAD | alone | observed | more | % more | records |\n|---|---|---|---|---|---|---|\n",
+        "\n| job | FreeCAD | alone | observed | more | ratio | records |\n|---|---|---|---|---|---|---|\n",
     );
     let jobs =
         [("`xtask/demo/job.py`", &job, &job), ("FreeCAD's own tests (`TestApp.All`)", &import, &tests)];
@@ -82,13 +83,31 @@ fn measure(agent: &Path, freecad: &Path, first: &Path, script: &Path, pairs: u32
     let kernel = KERNELS.iter().find(|kernel| kernel.name == KERNEL).context("no such kernel")?;
     let words = [agent, freecad, first, script].map(|path| path.display().to_string()).join(" ");
     let program = repository()?.join("xtask/bench/guest.py");
-    let step = Step {
-        command: format!("python3 {} {words} {pairs}", program.display()),
-        limit: Duration::from_secs(7200 * u64::from(pairs)),
+    let settings = SETTINGS.map(|(name, value)| format!("{name}={value}")).join(" ");
+    let guest = |from: u32, to: u32| {
+        let step = Step {
+            command: format!("python3 {} {words} {from} {to} {settings}", program.display()),
+            limit: Duration::from_secs(7200 * u64::from(pairs)),
+        };
+        let outcome = boot(kernel, Cgroups::V2, Clock::Instructions, &[step])?;
+        ensure!(outcome.ended == [0], "the guest did not measure: {outcome:?}");
+        Ok(outcome)
     };
-    let outcome = boot(kernel, Cgroups::V2, Clock::Instructions, &[step])?;
-    ensure!(outcome.ended == [0], "the guest did not measure: {outcome:?}");
-    Ok(outcome)
+    // As many side by side as processors: they do not disturb each other.
+    let guests = u32::try_from(thread::available_parallelism()?.get())?.min(pairs);
+    thread::scope(|scope| {
+        let running: Vec<_> = (0..guests)
+            .map(|number| scope.spawn(move || guest(pairs * number / guests, pairs * (number + 1) / guests)))
+            .collect();
+        let mut all = Outcome::default();
+        for guest in running {
+            let Outcome { said, kept, .. } =
+                guest.join().map_err(|_| anyhow!("a guest's thread panicked"))??;
+            all.said.extend(said);
+            all.kept.extend(kept);
+        }
+        Ok(all)
+    })
 }
 
 /// The parts of each pair, alone and observed. None, if the job has none.
@@ -124,12 +143,15 @@ fn row(name: &str, said: &[String]) -> Option<String> {
             values.iter().fold((f64::MAX, 0.0_f64), |(low, high), value| (low.min(*value), high.max(*value)));
         format!("{low:.1} – {high:.1}")
     };
+    let ratio = match ratio_of_means(&alone, &observed) {
+        Some(Estimate { median: ratio, low, high }) => format!("{ratio:.4} ({low:.4} – {high:.4})"),
+        None => format!("{:.4}", after / before),
+    };
     Some(format!(
-        "| {name} | {version} | {before:.1} ({}) | {after:.1} ({}) | {:.1} | {:.3} | {records:.0} |\n",
+        "| {name} | {version} | {before:.1} ({}) | {after:.1} ({}) | {:.1} | {ratio} | {records:.0} |\n",
         spread(&alone),
         spread(&observed),
         after - before,
-        (after / before - 1.0) * 100.0
     ))
 }
 
@@ -146,7 +168,7 @@ mod tests {
         let lines = ["FreeCAD 0.20.2, Libs: 0.20.2", "alone 100000000", "observed 101000000 7"];
         assert_eq!(
             row("job", &said(&lines)).unwrap(),
-            "| job | 0.20.2 | 100.0 (100.0 – 100.0) | 101.0 (101.0 – 101.0) | 1.0 | 1.000 | 7 |\n"
+            "| job | 0.20.2 | 100.0 (100.0 – 100.0) | 101.0 (101.0 – 101.0) | 1.0 | 1.0100 | 7 |\n"
         );
         assert_eq!(row("job", &said(&lines[..2])), None);
     }

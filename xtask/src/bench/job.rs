@@ -170,13 +170,25 @@ fn accounted(account: Account, cost: Cost, trap: f64) -> String {
     )
 }
 
+/// What a job is run with, alone and observed, so that it does the same in each run. Hashes are not drawn anew, nor, by
+/// `setarch -R`, places in memory. And the heap is not given back whenever its end happens to be free: some runs of
+/// FreeCAD's tests do so 1,190 times, others 1,850 times, which makes them 110,000 page faults more, alone as observed.
+pub(super) const SETTINGS: [(&str, &str); 4] = [
+    ("QT_QPA_PLATFORM", "offscreen"),
+    ("PYTHONHASHSEED", "0"),
+    ("MALLOC_TRIM_THRESHOLD_", "1073741824"),
+    ("MALLOC_MMAP_THRESHOLD_", "33554432"),
+];
+/// What they and the layout mean to a reader.
+pub(super) const SETTINGS_TOLD: &str = "Hashes and places in memory are the same in all runs, and the heap is not given \
+     back (PYTHONHASHSEED, no ASLR, MALLOC_TRIM_THRESHOLD_): where its end\nhappens to lie decides otherwise over 110,000 of \
+     600,000 page faults of FreeCAD's tests, alone as observed.";
+
 fn run(freecad: &Path, script: &Path) -> Result<Run> {
     let file = tempfile::NamedTempFile::new()?;
-    // Hashes and places in memory are not drawn anew for each run, so that what it does is the same: some runs of
-    // FreeCAD's tests have 470,000 page faults, others 590,000 (0.2 s more); whether the layout decides it is not known.
     let mut job = Command::new("setarch");
     job.arg("-R").arg(freecad).arg(script).stdin(Stdio::null());
-    job.envs([("QT_QPA_PLATFORM", "offscreen"), ("PYTHONHASHSEED", "0")]).env("CADSCOPE_PARTS", file.path());
+    job.envs(SETTINGS).env("CADSCOPE_PARTS", file.path());
     let before = children()?;
     let begin = Instant::now();
     let status = job.stdout(Stdio::null()).stderr(Stdio::null()).status()?;
@@ -196,7 +208,7 @@ fn document(pairs: &[Pair], command: &str, what: &str, freecad: &Path) -> Result
     writeln!(
         text,
         "Each pair is one run alone and one beside `cadscope agent`, which had seen the job's files before; the \
-         order alternates.\nHashes and places in memory are the same in all runs (PYTHONHASHSEED, `setarch -R`). Ratios are observed / alone within a pair: median and its 95 % bootstrap interval.\n"
+         order alternates.\n{SETTINGS_TOLD}\nRatios are observed / alone within a pair: median and its 95 % bootstrap interval.\n"
     )?;
     text.push_str(&machine()?);
     writeln!(text, "- FreeCAD: {}", freecad_version(freecad).unwrap_or_else(|| "unknown".to_owned()))?;

@@ -70,12 +70,11 @@ const KEEP: &str = "@@keep ";
 pub(crate) fn boot(kernel: &Kernel, cgroups: Cgroups, clock: Clock, steps: &[Step]) -> Result<Outcome> {
     let folder = target_dir()?.join("vm");
     fs::create_dir_all(&folder)?;
-    let archive = folder.join(format!("{}-{}.cpio", kernel.name, std::process::id()));
+    let archive = tempfile::Builder::new().prefix(kernel.name).suffix(".cpio").tempfile_in(&folder)?;
     fs::write(&archive, initramfs(kernel, cgroups, steps)?)?;
     let limit = steps.iter().fold(Duration::from_secs(300), |sum, step| sum + step.limit);
     let mut outcome = Outcome::default();
-    let run = follow(&mut qemu(kernel, clock, &archive, limit)?, |line| outcome.take(line));
-    fs::remove_file(&archive)?;
+    let run = follow(&mut qemu(kernel, clock, archive.path(), limit)?, |line| outcome.take(line));
     if let Err(error) = run {
         println!("Linux {}: {error:#}", kernel.name);
     }
