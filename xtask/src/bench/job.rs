@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 
 use super::account::Account;
 use super::parts::{Disturbed, Parts, costs};
-use super::{binary, children, machine, write_page};
+use super::{Used, binary, children, machine, write_page};
 use crate::demo;
 use crate::places::{cache, freecadcmd, job_script, repository};
 use crate::running_agent::RunningAgent;
@@ -19,18 +19,12 @@ use crate::statistics::{Estimate, estimate, median};
 /// Row of docs/bench-calls.md whose floor is two traps at sites that the kernel emulates.
 const TWO_TRAPS: &str = "| both sites emulated |";
 
-/// Seconds of one run.
+/// What one run cost.
 #[derive(Clone, Copy, Debug)]
 struct Cost {
+    /// Seconds from its begin to its end.
     wall: f64,
-    user: f64,
-    system: f64,
-}
-
-impl Cost {
-    fn cpu(self) -> f64 {
-        self.user + self.system
-    }
+    used: Used,
 }
 
 /// A run; the job may have said what its parts took.
@@ -96,9 +90,9 @@ fn measure(pairs: u32, script: &Path, first: &Path, command: &str, what: &str) -
         println!(
             "pair {:2} of {pairs}: CPU {:.3} s alone, {:.3} s observed ({:+.2} %); agent {:.3} s",
             index + 1,
-            pair.alone.cpu(),
-            pair.observed.cpu(),
-            (pair.observed.cpu() / pair.alone.cpu() - 1.0) * 100.0,
+            pair.alone.used.cpu(),
+            pair.observed.used.cpu(),
+            (pair.observed.used.cpu() / pair.alone.used.cpu() - 1.0) * 100.0,
             pair.agent_cpu
         );
         measured.push(pair);
@@ -118,8 +112,8 @@ fn measure(pairs: u32, script: &Path, first: &Path, command: &str, what: &str) -
     write_page(&format!("bench-{command}.md"), &text)
 }
 
-/// Which of the times.
-type Seconds = fn(Cost) -> f64;
+/// Which part of a cost.
+type Part = fn(Cost) -> f64;
 
 /// What comes before is the same as when it is observed.
 fn alone(freecad: &Path, script: &Path, first: &Path) -> Result<Run> {
@@ -135,8 +129,7 @@ fn observed(binary: &Path, freecad: &Path, script: &Path, first: &Path) -> Resul
     agent.metrics_after(2.0)?;
     let before = children()?;
     agent.stop()?;
-    let after = children()?;
-    Ok((run, after.0 - before.0 + after.1 - before.1))
+    Ok((run, children()?.since(before).cpu()))
 }
 
 /// What the kernel takes for a trap, as it was measured last.
@@ -148,14 +141,14 @@ fn trap_seconds(calls: &str) -> Option<f64> {
 /// What the kernel says of one more run: without the noise that two runs differ by.
 fn accounted(account: Account, cost: Cost, trap: f64) -> String {
     let Account { probes, others } = account;
-    let share = |seconds: f64| seconds / cost.cpu() * 100.0;
+    let share = |seconds: f64| seconds / cost.used.cpu() * 100.0;
     let traps = probes.count as f64 * trap;
     format!(
         "\nOf one more observed run the kernel says (`kernel.bpf_stats_enabled`), of {:.2} s of CPU time, the agent's \
          programs of the whole machine in it:\n\n| | runs | seconds | % of the CPU time |\n|---|---|---|---|\n\
          | programs at the sites of probes | {} | {:.4} | {:.3} |\n| programs at tracepoints | {} | {:.4} | {:.3} |\n\
          | traps of the sites, at {:.0} ns each, see bench-calls | {} | {traps:.4} | {:.3} |\n| together | | {:.4} | {:.3} |\n",
-        cost.cpu(),
+        cost.used.cpu(),
         probes.count,
         probes.seconds(),
         share(probes.seconds()),
@@ -193,13 +186,13 @@ fn run(freecad: &Path, script: &Path) -> Result<Run> {
     let begin = Instant::now();
     let status = job.stdout(Stdio::null()).stderr(Stdio::null()).status()?;
     let wall = begin.elapsed().as_secs_f64();
-    let after = children()?;
+    let used = children()?.since(before);
     if !status.success() {
         bail!("{} failed: {status}", script.display());
     }
     let said = file.as_file().metadata()?.len() > 0;
     let parts = said.then(|| Parts::read(file.path())).transpose()?;
-    Ok(Run { cost: Cost { wall, user: after.0 - before.0, system: after.1 - before.1 }, parts })
+    Ok(Run { cost: Cost { wall, used }, parts })
 }
 
 fn document(pairs: &[Pair], command: &str, what: &str, freecad: &Path) -> Result<String> {
@@ -212,12 +205,13 @@ fn document(pairs: &[Pair], command: &str, what: &str, freecad: &Path) -> Result
     )?;
     text.push_str(&machine()?);
     writeln!(text, "- FreeCAD: {}", freecad_version(freecad).unwrap_or_else(|| "unknown".to_owned()))?;
-    text.push_str("\n| | alone, s | observed, s | ratio | 95 % interval |\n|---|---|---|---|---|\n");
-    let rows: [(&str, Seconds); 4] = [
-        ("CPU (user + system)", Cost::cpu),
-        ("user", |cost| cost.user),
-        ("system", |cost| cost.system),
-        ("wall", |cost| cost.wall),
+    text.push_str("\n| | alone | observed | ratio | 95 % interval |\n|---|---|---|---|---|\n");
+    let rows: [(&str, Part); 5] = [
+        ("CPU (user + system), s", |cost| cost.used.cpu()),
+        ("user, s", |cost| cost.used.user),
+        ("system, s", |cost| cost.used.system),
+        ("wall, s", |cost| cost.wall),
+        ("page faults, thousands", |cost| cost.used.faults / 1e3),
     ];
     for (name, of) in rows {
         let column = |side: fn(&Pair) -> Cost| pairs.iter().map(|pair| of(side(pair))).collect::<Vec<_>>();
@@ -256,11 +250,12 @@ mod tests {
 
     #[test]
     fn the_table_states_ratio_and_interval() {
-        let cost = |cpu: f64| Cost { wall: cpu, user: cpu / 2.0, system: cpu / 2.0 };
+        let used = |cpu: f64| Used { user: cpu / 2.0, system: cpu / 2.0, faults: 1e6 };
+        let cost = |cpu: f64| Cost { wall: cpu, used: used(cpu) };
         let pair = Pair { alone: cost(1.0), observed: cost(1.5), agent_cpu: 0.25 };
         let text = document(&[pair; 5], "job", "`job.py`", Path::new("/nonexistent")).unwrap();
         assert!(
-            text.contains("| CPU (user + system) | 1.000 | 1.500 | 1.5000 | 1.5000 – 1.5000 |"),
+            text.contains("| CPU (user + system), s | 1.000 | 1.500 | 1.5000 | 1.5000 – 1.5000 |"),
             "{text}"
         );
         let runs = |count, ns| Runs { count, ns };

@@ -113,8 +113,7 @@ fn measure(binary: &Path, files: &[PathBuf]) -> Result<(f64, u64)> {
         std::thread::sleep(Duration::from_millis(1));
     };
     ensure!(ended.success(), "cadscope probes: {ended}");
-    let after = children()?;
-    Ok(((after.0 - before.0 + after.1 - before.1) * 1000.0, peak))
+    Ok((children()?.since(before).cpu() * 1000.0, peak))
 }
 
 /// `VmHWM` of a /proc/PID/status, in KiB.
