@@ -242,6 +242,9 @@ enum Bench {
         /// Pairs of runs: of the job, whose runs take minutes, and of FreeCAD's tests, whose take half an hour; of 0 the page keeps its row
         #[arg(long, num_args = 2, value_names = ["JOB", "TESTS"], default_values_t = [3, 1])]
         pairs: Vec<u32>,
+        /// Make the page anew of what was measured before: `bench-instructions.txt` of the target directory
+        #[arg(long, value_name = "FILE")]
+        from: Option<PathBuf>,
     },
     /// What finding the probe sites in the libraries of each build costs: docs/bench-resolve.md
     Resolve,
@@ -286,7 +289,7 @@ fn main() -> ExitCode {
         Task::Bench(Bench::Attach { rounds }) => bench::attach(rounds),
         Task::Bench(Bench::Start { rounds }) => bench::start(rounds),
         Task::Bench(Bench::Suite { pairs }) => bench::suite(pairs),
-        Task::Bench(Bench::Instructions { pairs }) => bench::instructions(&pairs),
+        Task::Bench(Bench::Instructions { pairs, from }) => bench::instructions(&pairs, from.as_deref()),
         Task::Bench(Bench::Resolve) => bench::resolve(),
         Task::Bench(Bench::Job { pairs, script }) => bench::job(pairs, script),
     };

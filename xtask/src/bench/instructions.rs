@@ -4,7 +4,7 @@
 //! executed for a process, the kernel's part too, and what else the machine does changes nothing about it.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
@@ -14,13 +14,15 @@ use super::job::{SETTINGS, SETTINGS_TOLD, suite_scripts};
 use super::parts::{Disturbed, Parts, costs};
 use super::{binary, machine, write_page};
 use crate::builds;
-use crate::places::{freecadcmd, job_script, repository};
+use crate::places::{freecadcmd, job_script, repository, target_dir};
 use crate::setup::{self, Purpose};
 use crate::statistics::{Estimate, median, ratio_of_means};
 use crate::vm::guest::{Cgroups, Clock, Outcome, Step, boot};
-use crate::vm::kernel::KERNELS;
+use crate::vm::kernel::{KERNELS, Kernel};
 
 const PAGE: &str = "bench-instructions.md";
+/// What guests said and kept, each line behind the number of its job and a word.
+const MEASURED: &str = "bench-instructions.txt";
 /// The kernel of the guest.
 const KERNEL: &str = "6.12";
 
@@ -36,11 +38,11 @@ struct Run {
 }
 
 /// Measures the demo's job and FreeCAD's own tests, so many pairs of each, and writes docs/bench-instructions.md. Of none the
-/// page keeps what it has.
-pub(crate) fn instructions(pairs: &[u32]) -> Result<()> {
-    setup::install(Purpose::Test)?;
-    builds::make(&["qemu".to_owned(), format!("linux-{KERNEL}")])?;
-    let (agent, freecad) = (binary()?.canonicalize()?, freecadcmd().context("no freecadcmd")?);
+/// page keeps its row. What was measured is kept in a file beside the programs, from which the page can be made anew.
+pub(crate) fn instructions(pairs: &[u32], from: Option<&Path>) -> Result<()> {
+    let guests = if from.is_none() { Some(Guests::prepare()?) } else { None };
+    let measured = from.map(fs::read_to_string).transpose()?.unwrap_or_default();
+    let keep = target_dir()?.join(MEASURED);
     let job = job_script(None)?;
     let (tests, import) = suite_scripts()?;
     let mut text = format!(
@@ -61,14 +63,25 @@ pub(crate) fn instructions(pairs: &[u32]) -> Result<()> {
     let mut by_parts = String::new();
     let page = repository()?.join("docs").join(PAGE);
     let before = fs::read_to_string(&page).unwrap_or_default();
-    for ((name, first, script), count) in jobs.into_iter().zip(pairs) {
+    let mut all = String::new();
+    for (number, ((name, first, script), count)) in jobs.into_iter().zip(pairs).enumerate() {
         if *count == 0 {
             let kept =
                 before.lines().find(|line| line.strip_prefix("| ").is_some_and(|row| row.starts_with(name)));
             text.extend(kept.iter().flat_map(|row| [row, "\n"]));
             continue;
         }
-        let Outcome { said, kept, .. } = measure(&agent, &freecad, first, script, *count)?;
+        let Outcome { said, kept, .. } = match &guests {
+            Some(guests) => guests.measure(first, script, *count)?,
+            None => measured_before(&measured, number),
+        };
+        let marked = |what, lines: &[String]| {
+            lines.iter().map(|line| format!("{number} {what} {line}\n")).collect::<String>()
+        };
+        all.push_str(&(marked("say", &said) + &marked("keep", &kept)));
+        if from.is_none() {
+            fs::write(&keep, &all).with_context(|| keep.display().to_string())?;
+        }
         text.push_str(&row(name, &said).with_context(|| format!("the guest said {said:?}"))?);
         if let Some(costs) = costs(&pairs_of_parts(&kept, *count)?, Disturbed::Parts(SAME)) {
             by_parts.push_str(&costs.text(*count as usize));
@@ -78,36 +91,66 @@ pub(crate) fn instructions(pairs: &[u32]) -> Result<()> {
     write_page(PAGE, &text)
 }
 
-/// What a guest says: the version, then the runs; and keeps: side, pair and part of each run.
-fn measure(agent: &Path, freecad: &Path, first: &Path, script: &Path, pairs: u32) -> Result<Outcome> {
-    let kernel = KERNELS.iter().find(|kernel| kernel.name == KERNEL).context("no such kernel")?;
-    let words = [agent, freecad, first, script].map(|path| path.display().to_string()).join(" ");
-    let program = repository()?.join("xtask/bench/guest.py");
-    let settings = SETTINGS.map(|(name, value)| format!("{name}={value}")).join(" ");
-    let guest = |from: u32, to: u32| {
-        let step = Step {
-            command: format!("python3 {} {words} {from} {to} {settings}", program.display()),
-            limit: Duration::from_secs(7200 * u64::from(pairs)),
-        };
-        let outcome = boot(kernel, Cgroups::V2, Clock::Instructions, &[step])?;
-        ensure!(outcome.ended == [0], "the guest did not measure: {outcome:?}");
-        Ok(outcome)
+/// What an earlier run of the command kept of its job of this number.
+fn measured_before(all: &str, number: usize) -> Outcome {
+    let of = |what: &str| {
+        let marked = format!("{number} {what} ");
+        all.lines().filter_map(|line| line.strip_prefix(&marked).map(str::to_owned)).collect()
     };
-    // As many side by side as processors: they do not disturb each other.
-    let guests = u32::try_from(thread::available_parallelism()?.get())?.min(pairs);
-    thread::scope(|scope| {
-        let running: Vec<_> = (0..guests)
-            .map(|number| scope.spawn(move || guest(pairs * number / guests, pairs * (number + 1) / guests)))
-            .collect();
-        let mut all = Outcome::default();
-        for guest in running {
-            let Outcome { said, kept, .. } =
-                guest.join().map_err(|_| anyhow!("a guest's thread panicked"))??;
-            all.said.extend(said);
-            all.kept.extend(kept);
-        }
-        Ok(all)
-    })
+    Outcome { said: of("say"), kept: of("keep"), ..Outcome::default() }
+}
+
+/// What guests run.
+struct Guests {
+    agent: PathBuf,
+    freecad: PathBuf,
+    kernel: Kernel,
+}
+
+impl Guests {
+    /// Installs and makes what is missing.
+    fn prepare() -> Result<Self> {
+        setup::install(Purpose::Test)?;
+        builds::make(&["qemu".to_owned(), format!("linux-{KERNEL}")])?;
+        let kernel = KERNELS.into_iter().find(|kernel| kernel.name == KERNEL).context("no such kernel")?;
+        let (agent, freecad) = (binary()?.canonicalize()?, freecadcmd().context("no freecadcmd")?);
+        Ok(Self { agent, freecad, kernel })
+    }
+
+    /// What they say: the version, then the runs; and keep: side, pair and part of each run.
+    fn measure(&self, first: &Path, script: &Path, pairs: u32) -> Result<Outcome> {
+        let words = [&self.agent, &self.freecad, first, script]
+            .map(|path: &Path| path.display().to_string())
+            .join(" ");
+        let program = repository()?.join("xtask/bench/guest.py");
+        let settings = SETTINGS.map(|(name, value)| format!("{name}={value}")).join(" ");
+        let guest = |from: u32, to: u32| {
+            let step = Step {
+                command: format!("python3 {} {words} {from} {to} {settings}", program.display()),
+                limit: Duration::from_secs(7200 * u64::from(pairs)),
+            };
+            let outcome = boot(&self.kernel, Cgroups::V2, Clock::Instructions, &[step])?;
+            ensure!(outcome.ended == [0], "the guest did not measure: {outcome:?}");
+            Ok(outcome)
+        };
+        // As many side by side as processors: they do not disturb each other.
+        let guests = u32::try_from(thread::available_parallelism()?.get())?.min(pairs);
+        thread::scope(|scope| {
+            let running: Vec<_> = (0..guests)
+                .map(|number| {
+                    scope.spawn(move || guest(pairs * number / guests, pairs * (number + 1) / guests))
+                })
+                .collect();
+            let mut all = Outcome::default();
+            for guest in running {
+                let Outcome { said, kept, .. } =
+                    guest.join().map_err(|_| anyhow!("a guest's thread panicked"))??;
+                all.said.extend(said);
+                all.kept.extend(kept);
+            }
+            Ok(all)
+        })
+    }
 }
 
 /// The parts of each pair, alone and observed. None, if the job has none.
@@ -171,6 +214,12 @@ mod tests {
             "| job | 0.20.2 | 100.0 (100.0 – 100.0) | 101.0 (101.0 – 101.0) | 1.0 | 1.0100 | 7 |\n"
         );
         assert_eq!(row("job", &said(&lines[..2])), None);
+    }
+
+    #[test]
+    fn what_was_measured_before_is_read_by_job() {
+        let found = measured_before("0 say a\n1 say b\n1 keep alone 0 c 1\n", 1);
+        assert_eq!((found.said, found.kept), (vec!["b".to_owned()], vec!["alone 0 c 1".to_owned()]));
     }
 
     #[test]
