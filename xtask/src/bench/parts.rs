@@ -69,6 +69,13 @@ impl Costs {
         };
         format!("\n{chosen}\n**{median:.4}** ({low:.4} – {high:.4}, {sure}).\n")
     }
+
+    /// Row of a table: the limit, the share of all, the ratio and its interval.
+    pub(super) fn row(&self, limit: f64) -> String {
+        let (Estimate { median, low, high }, (alone, all)) = (self.ratio, self.alone);
+        let share = alone / all * 100.0;
+        format!("| {:.1} % | {share:.0} % | {median:.4} | {low:.4} – {high:.4} |\n", limit * 100.0)
+    }
 }
 
 impl Parts {
@@ -204,6 +211,7 @@ mod tests {
         let text = found.text(2);
         assert!(text.contains("1 of them, with 33 % of all") && text.contains("**1.0010**"), "{text}");
         assert!(text.contains("Student's 95 %"), "{text}");
+        assert_eq!(found.row(0.01), "| 1.0 % | 33 % | 1.0010 | 1.0010 – 1.0010 |\n");
         assert_eq!(costs(&pairs[..1], Disturbed::Parts(0.01)), None);
     }
 }
