@@ -142,8 +142,8 @@ impl Toolchain {
         let mut cargo = self.compiler.cargo();
         cargo
             .current_dir(workspace)
-            .args(["build", "--quiet", "--package", CRATE, "--profile", PROFILE, "--target", TARGET])
-            .args(["-Z", "build-std=core"])
+            .args(["build", "--quiet", "--package", CRATE, "--features", "kernel", "--profile", PROFILE])
+            .args(["--target", TARGET, "-Z", "build-std=core"])
             .arg("--target-dir")
             .arg(target_dir)
             .env("CARGO_ENCODED_RUSTFLAGS", flags)
@@ -159,7 +159,9 @@ const BETWEEN_FLAGS: &str = "\u{1f}";
 
 /// The folders that sources come from on this machine, each with the name that debug information gives it.
 fn names_of_folders(workspace: &Path, compiler: Compiler) -> Vec<(PathBuf, &'static str)> {
-    let mut folders = vec![(workspace.to_owned(), "/cadscope")];
+    // Where cargo's own current directory is, whatever links led here.
+    let workspace = workspace.canonicalize().unwrap_or_else(|_| workspace.to_owned());
+    let mut folders = vec![(workspace, "/cadscope")];
     let registries = cargo_home().and_then(|home| fs::read_dir(home.join("registry/src")).ok());
     folders
         .extend(registries.into_iter().flatten().filter_map(|entry| Some((entry.ok()?.path(), "/registry"))));

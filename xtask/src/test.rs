@@ -63,22 +63,13 @@ fn all(stages: &mut Stages, rules: Rules) -> Result<()> {
         stages.run("lock files", || locked(&root))?;
     }
     stages.run("lints", || {
-        run(cargo()?.args([
-            "clippy",
-            "--workspace",
-            "--exclude",
-            KERNEL_SIDE,
-            "--all-targets",
-            "--",
-            "-D",
-            "warnings",
-        ]))
+        run(cargo()?.args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
     })?;
     stages.run("other builds", || builds::make_for_tests(rules.full))?;
     stages.count("unit tests", |summary| {
         let mut cargo = cargo()?;
         cargo.env("CADSCOPE_ARM64_BUILDS", builds::folder()?);
-        cargo.args(["test", "--workspace", "--exclude", KERNEL_SIDE, "--exclude", "cadscope-tests", "--"]);
+        cargo.args(["test", "--workspace", "--exclude", "cadscope-tests", "--"]);
         run_watched(cargo.args(rules.full.then_some("--include-ignored")), |line| summary.add(line))
     })?;
     let mut binary = None;
@@ -107,8 +98,6 @@ fn root_tests(summary: &mut Summary, binary: &Path, full: bool) -> Result<()> {
     run_watched(&mut cargo, |line| summary.add(line))
 }
 
-/// Compiled for another machine, the kernel: the agent's build script does it.
-const KERNEL_SIDE: &str = "cadscope-ebpf";
 /// The workspace, and what is no member of it because it is compiled by another compiler.
 const MANIFESTS: [&str; 2] = ["Cargo.toml", "tests/fuzz/Cargo.toml"];
 
