@@ -196,8 +196,9 @@ pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
 }
 
 /// Where cargo keeps programs and the sources of dependencies.
-fn cargo_home() -> Option<PathBuf> {
-    env::var_os("CARGO_HOME").map(PathBuf::from).or_else(|| Some(env::home_dir()?.join(".cargo")))
+pub(crate) fn cargo_home() -> Option<PathBuf> {
+    let set = env::var_os("CARGO_HOME").filter(|home| !home.is_empty()).map(PathBuf::from);
+    set.or_else(|| Some(env::home_dir()?.join(".cargo")))
 }
 
 /// Removes what the cargo around us has set for its own compilation.

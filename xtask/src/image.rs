@@ -13,6 +13,7 @@ use clap::ValueEnum;
 use crate::places::{cache, repository, target_dir};
 use crate::setup::{self, Purpose};
 use crate::shell::{first_line, headline, minutes, run};
+use crate::toolchain::cargo_home;
 
 /// Machine that an image is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -46,7 +47,7 @@ pub(crate) fn image(machine: Machine) -> Result<PathBuf> {
         let mut build = buildah()?;
         build.current_dir(&root).args(["bud", "--isolation=chroot", "--network=host", "--layers"]);
         // What this machine has fetched and trusts already; neither gets into the image.
-        build.arg(format!("--volume={}:/root/.cargo/registry", cargo_home()?.join("registry").display()));
+        build.arg(format!("--volume={}:/root/.cargo/registry", registry()?.display()));
         build.arg("--volume=/etc/ssl/certs:/etc/ssl/certs:ro");
         build.arg(format!("--build-arg=BASE={BASE}"));
         build.arg(format!("--build-arg=TARGETARCH={machine}"));
@@ -105,11 +106,11 @@ fn buildah() -> Result<Command> {
     Ok(buildah)
 }
 
-fn cargo_home() -> Result<PathBuf> {
-    let set = std::env::var_os("CARGO_HOME").filter(|home| !home.is_empty()).map(PathBuf::from);
-    let home = set.or_else(|| Some(std::env::home_dir()?.join(".cargo"))).context("no CARGO_HOME")?;
-    std::fs::create_dir_all(home.join("registry"))?;
-    Ok(home)
+/// Where cargo keeps what it has downloaded, made if it is not there.
+fn registry() -> Result<PathBuf> {
+    let registry = cargo_home().context("neither CARGO_HOME nor a home directory is set")?.join("registry");
+    std::fs::create_dir_all(&registry)?;
+    Ok(registry)
 }
 
 #[cfg(test)]

@@ -240,7 +240,7 @@ enum Bench {
     /// The same for a job or FreeCAD's tests in instructions, counted by an emulated machine: docs/bench-instructions.md
     Instructions {
         /// Pairs of runs: of the job, whose runs take minutes, and of FreeCAD's tests, whose take half an hour; of 0 the page keeps its row
-        #[arg(long, num_args = 2, value_names = ["JOB", "TESTS"], default_values_t = [3, 1])]
+        #[arg(long, num_args = 2, value_names = ["JOB", "TESTS"], default_values_t = [2, 4])]
         pairs: Vec<u32>,
         /// Make the page anew of what was measured before: `bench-instructions.txt` of the target directory
         #[arg(long, value_name = "FILE")]
